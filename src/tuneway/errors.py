@@ -1,0 +1,197 @@
+"""Every error that a client can see, drawn as a tree; the class docstring is the message unless one is given.
+
+    TunewayError
+    ├── InvalidRequest             400  the client's mistake; `param` names the field
+    │   ├── UnknownField           400
+    │   ├── ModelNotTunable        400
+    │   ├── InvalidFile            400
+    │   ├── JobAlreadyCompleted    400
+    │   ├── PayloadTooLarge        413
+    │   └── UnsupportedMediaType   415
+    ├── Forbidden                  403
+    ├── NotFound                   404
+    │   ├── JobNotFound            404
+    │   ├── FileNotFound           404
+    │   ├── ModelNotFound          404
+    │   ├── ChatModelNotFound      404
+    │   └── UnknownRoute           404
+    ├── MethodNotAllowed           405
+    ├── TooManyRequests            429
+    ├── InternalError              500  our mistake; the log has the rest
+    ├── UpstreamError              502  a provider's or an engine's fault; its status is kept
+    │   ├── UpstreamBroken         502
+    │   └── EngineUnavailable      503
+    ├── OutOfSpace                 507
+    └── StartError                 —    `tuneway serve` refuses to start
+
+One function renders them all: `{"error": {"message", "type", "param", "code"}}`, all four keys always present.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class TunewayError(Exception):
+    """The request could not be served."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str | None] = None
+    default_param: ClassVar[str | None] = None
+
+    def __init__(self, message: str | None = None, *, param: str | None = None, code: str | None = None) -> None:
+        self.message = message or " ".join((type(self).__doc__ or "").split())
+        self.param = param or self.default_param
+        self.code = code or self.default_code
+        super().__init__(self.message)
+
+    def envelope(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(TunewayError):
+    """The request is not valid."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnknownField(InvalidRequest):
+    """The request has a field that is not known here. Remove it; extensions go in the object `tuneway`."""
+
+    default_code = "unknown_parameter"
+
+
+class ModelNotTunable(InvalidRequest):
+    """The model is not available for fine-tuning or does not exist."""
+
+    default_code = "model_not_available"
+
+
+class InvalidFile(InvalidRequest):
+    """The file cannot be used here."""
+
+
+class JobAlreadyCompleted(InvalidRequest):
+    """Job has already completed: a job that succeeded, failed or was cancelled stays as it is."""
+
+
+class PayloadTooLarge(InvalidRequest):
+    """The request body is larger than this gateway accepts. Send less, or raise `max_file_bytes`."""
+
+    status = 413
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body must be sent with `Content-Type: application/json`."""
+
+    status = 415
+
+
+class Forbidden(TunewayError):
+    """This request is not allowed."""
+
+    status = 403
+    type = "permission_error"
+
+
+class NotFound(TunewayError):
+    """There is nothing under this name."""
+
+    status = 404
+    type = "invalid_request_error"
+
+
+class JobNotFound(NotFound):
+    """Could not find fine tune."""
+
+    default_param = "fine_tune_id"
+    default_code = "fine_tune_not_found"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"Could not find fine tune: {job_id}")
+
+
+class FileNotFound(NotFound):
+    """No such File object."""
+
+    default_param = "id"
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"No such File object: {file_id}")
+
+
+class ModelNotFound(NotFound):
+    """The model does not exist."""
+
+    default_param = "model"
+    default_code = "model_not_found"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model '{model}' does not exist")
+
+
+class ChatModelNotFound(NotFound):
+    """The model does not exist or you do not have access to it."""
+
+    default_code = "model_not_found"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model `{model}` does not exist or you do not have access to it.")
+
+
+class UnknownRoute(NotFound):
+    """Invalid URL."""
+
+
+class MethodNotAllowed(TunewayError):
+    """This URL does not take this method; the header `Allow` names those that it takes."""
+
+    status = 405
+    type = "invalid_request_error"
+
+
+class TooManyRequests(TunewayError):
+    """Too many requests at once. Wait and try again."""
+
+    status = 429
+    type = "requests"
+    default_code = "rate_limit_exceeded"
+
+
+class InternalError(TunewayError):
+    """The gateway made a mistake. Its log has the details under this response's x-request-id."""
+
+    status = 500
+
+
+class UpstreamError(TunewayError):
+    """The provider behind this gateway answered with an error."""
+
+    status = 502
+    type = "upstream_error"
+
+
+class UpstreamBroken(UpstreamError):
+    """The connection to the model broke before the answer was complete. Send the request again."""
+
+    default_code = "upstream_broken"
+
+
+class EngineUnavailable(UpstreamError):
+    """The engine that serves this model could not be started. `tuneway doctor` says what is missing."""
+
+    status = 503
+    default_code = "engine_unavailable"
+
+
+class OutOfSpace(TunewayError):
+    """The disk of the gateway is full; nothing was stored. Free space in its data folder and send the request again."""
+
+    status = 507
+    default_code = "out_of_space"
+
+
+class StartError(TunewayError):
+    """The gateway cannot start."""

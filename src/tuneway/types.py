@@ -1,0 +1,318 @@
+"""The domain's values: frozen, typed, and importing nothing of ours.
+
+Wire shapes live in `api/schema.py`, rows in `store/`; both convert to and from these by named methods. Times are
+unix seconds as `int`; identifiers are the public ones (`ftjob-…`, `file-…`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+T = TypeVar("T")
+
+Auto = Literal["auto"]
+AUTO: Auto = "auto"
+
+JsonObject = Mapping[str, Any]
+
+
+class JobStatus(StrEnum):
+    """The fine states that a job goes through; what a client sees of them is the dialect's business."""
+
+    VALIDATING_FILES = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL_STATUSES = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
+
+
+class Desired(StrEnum):
+    """What the owner of a job wants of it, beside what it is."""
+
+    RUN = "run"
+    PAUSE = "pause"
+    CANCEL = "cancel"
+
+
+class Method(StrEnum):
+    SUPERVISED = "supervised"
+    DPO = "dpo"
+    REINFORCEMENT = "reinforcement"
+
+
+class EventLevel(StrEnum):
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """As asked (`"auto"` allowed) or, on a job that has been checked, as resolved (numbers only)."""
+
+    n_epochs: int | Auto = AUTO
+    batch_size: int | Auto = AUTO
+    learning_rate_multiplier: float | Auto = AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Numbers for every hyperparameter, and for each the sentence that says where it came from."""
+
+    hyperparameters: Hyperparameters
+    reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a client asked for, after validation and name resolution."""
+
+    model: str
+    training_file: str
+    provider: str
+    method: Method = Method.SUPERVISED
+    hyperparameters: Hyperparameters = Hyperparameters()
+    validation_file: str | None = None
+    suffix: str | None = None
+    seed: int = 0
+    metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What a client sent, after validation of its form and before name resolution; `seed` None asks for a random one."""
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    suffix: str | None = None
+    seed: int | None = None
+    metadata: Mapping[str, str] | None = None
+    method: Method = Method.SUPERVISED
+    hyperparameters: Hyperparameters = Hyperparameters()
+    provider: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """`job.error` on the wire: `code` and `message` always, `param` the request field at fault or None."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running job is. `seconds_left` is the trainer's estimate, None until it has one."""
+
+    step: int
+    total_steps: int
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+    train_loss: float | None = None
+    valid_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    seq: int
+    id: str
+    project_id: str
+    created_at: int
+    spec: JobSpec
+    status: JobStatus
+    desired: Desired = Desired.RUN
+    resolved: Hyperparameters | None = None
+    error: JobError | None = None
+    fine_tuned_model: str | None = None
+    finished_at: int | None = None
+    estimated_finish: int | None = None
+    trained_tokens: int | None = None
+    result_files: tuple[str, ...] = ()
+    progress: Progress | None = None
+    provider_status: str | None = None
+    handle: JobHandle | None = None
+    cursor: str | None = None
+    attempt: int = 0
+    fence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event before it is stored. `key` is unique within its job: storing it again is a no-op."""
+
+    key: str
+    message: str
+    created_at: int
+    level: EventLevel = EventLevel.INFO
+    type: Literal["message", "metrics"] = "message"
+    data: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    seq: int
+    id: str
+    job_id: str
+    key: str
+    created_at: int
+    level: EventLevel
+    type: Literal["message", "metrics"]
+    message: str
+    data: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    seq: int
+    id: str
+    job_id: str
+    created_at: int
+    step_number: int
+    metrics: Mapping[str, float]
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An uploaded or produced file. The bytes are the blob `sha256`."""
+
+    seq: int
+    id: str
+    project_id: str
+    created_at: int
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    expires_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A tuned model, or a published checkpoint of one.
+
+    `base` is the catalogue or vendor name it was tuned from; `upstream_model` is what the provider calls it (for the
+    local provider: the adapter's folder, relative to the data folder).
+    """
+
+    seq: int
+    id: str
+    project_id: str
+    created_at: int
+    provider: str
+    base: str
+    job_id: str
+    upstream_model: str
+    step_number: int | None
+    data_sha256: str
+    hyperparameters: Hyperparameters
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A model that a provider can tune and, untuned, chat with."""
+
+    name: str
+    provider: str
+    description: str
+    created: int
+    context_length: int
+    """Tokens that an example may have; what is beyond is cut from the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):  # noqa: UP046 - the `class Page[T]` form needs Python 3.12
+    """One page of a list, in the list's order."""
+
+    data: tuple[T, ...]
+    has_more: bool
+
+
+# ---------------------------------------------------------------------------------------------- the provider seam
+
+
+@dataclass(frozen=True, slots=True)
+class JobHandle:
+    """Small, JSON, and enough to find the job again after a restart."""
+
+    provider: str
+    provider_job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """All that a provider needs to start a job. `key` is what `find` will be asked for after a crash."""
+
+    key: str
+    job: JobSpec
+    hyperparameters: Hyperparameters
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderCheckpoint:
+    """A checkpoint as its provider knows it; the service mints the public names."""
+
+    step_number: int
+    metrics: Mapping[str, float]
+    upstream_model: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What a finished job left behind. `metrics_csv` is the result file (OPENAI.md 3.5), or None where there is none."""
+
+    upstream_model: str
+    trained_tokens: int
+    finished_at: int
+    metrics_csv: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobUpdate:
+    """What changed since `cursor`. Everything in it and the new cursor are stored in one transaction.
+
+    `lost` means that the provider does not know the job (any more), which is not a failure.
+    """
+
+    cursor: str
+    status: JobStatus
+    provider_status: str
+    events: tuple[NewEvent, ...] = ()
+    checkpoints: tuple[ProviderCheckpoint, ...] = ()
+    progress: Progress | None = None
+    result: JobResult | None = None
+    error: JobError | None = None
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where the chat requests of one model go: an HTTP URL, reached through `socket` where one is given.
+
+    `headers` are added to the request (the upstream's credential, the adapter's name) and never shown to a client.
+    """
+
+    url: str
+    headers: Mapping[str, str]
+    socket: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a chat request goes, and the model name that its answer shows."""
+
+    upstream: Upstream
+    model: str
