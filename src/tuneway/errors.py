@@ -18,10 +18,12 @@
     ├── MethodNotAllowed           405
     ├── TooManyRequests            429
     ├── InternalError              500  our mistake; the log has the rest
+    ├── NotReady                   503  the gateway is starting or stopping
     ├── UpstreamError              502  a provider's or an engine's fault; its status is kept
     │   ├── UpstreamBroken         502
     │   └── EngineUnavailable      503
     ├── OutOfSpace                 507
+    ├── JobFailure                 —    ends a job, never a request: what its `error` will say
     └── StartError                 —    `tuneway serve` refuses to start
 
 One function renders them all: `{"error": {"message", "type", "param", "code"}}`, all four keys always present.
@@ -166,6 +168,12 @@ class InternalError(TunewayError):
     status = 500
 
 
+class NotReady(TunewayError):
+    """The gateway is starting or stopping. Send the request again in a moment."""
+
+    status = 503
+
+
 class UpstreamError(TunewayError):
     """The provider behind this gateway answered with an error."""
 
@@ -191,6 +199,12 @@ class OutOfSpace(TunewayError):
 
     status = 507
     default_code = "out_of_space"
+
+
+class JobFailure(TunewayError):
+    """The job cannot go on, and another try would not help."""
+
+    default_code = "server_error"
 
 
 class StartError(TunewayError):

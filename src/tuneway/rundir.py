@@ -26,6 +26,7 @@ import shutil
 import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -107,18 +108,18 @@ class RunDir:
         write_json(self.path / SPEC, asdict(spec))
 
     def spec(self) -> RunSpec | None:
-        found = _read_json(self.path / SPEC)
+        found = read_json(self.path / SPEC)
         return None if found is None else RunSpec(**found)
 
     def control(self) -> Control | None:
-        found = _read_json(self.path / CONTROL)
+        found = read_json(self.path / CONTROL)
         return None if found is None else Control(**found)
 
     def write_control(self, control: Control) -> None:
         write_json(self.path / CONTROL, asdict(control))
 
     def result(self) -> RunResult | None:
-        found = _read_json(self.path / RESULT)
+        found = read_json(self.path / RESULT)
         return None if found is None else RunResult(**found)
 
     def write_result(self, result: RunResult) -> None:
@@ -213,7 +214,8 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file, None where there is no file."""
     try:
         return dict(json.loads(path.read_bytes()))
     except FileNotFoundError:
@@ -241,7 +243,8 @@ class TokenWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._beside = path.with_name(path.name + ".tmp")
+        # With the pid, since a check that outlived a killed gateway may still write the same file.
+        self._beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self._beside, "wb")
         self._file.write(_MAGIC)
@@ -258,6 +261,12 @@ class TokenWriter:
         self._file.close()
         os.replace(self._beside, self._path)
         sync_folder(self._path.parent)
+
+    def discard(self) -> None:
+        """Gives the file up: nothing of it stays behind. After `close` it does nothing."""
+        with suppress(OSError):  # what is still in the buffer may not fit on the disk
+            self._file.close()
+        self._beside.unlink(missing_ok=True)
 
 
 def read_tokens(path: Path) -> list[TokenExample]:

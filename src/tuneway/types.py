@@ -131,6 +131,11 @@ class Job:
     created_at: int
     spec: JobSpec
     status: JobStatus
+    training_sha256: str
+    planned_model: str
+    """The name that the tuned model will have; minted with the job, so that no crash can make two of it."""
+    placement: str
+    validation_sha256: str | None = None
     desired: Desired = Desired.RUN
     resolved: Hyperparameters | None = None
     error: JobError | None = None
@@ -144,6 +149,9 @@ class Job:
     handle: JobHandle | None = None
     cursor: str | None = None
     attempt: int = 0
+    stalls: int = 0
+    """Launches in a row that were lost without a step more than the one before; see `worker`."""
+    stalled_at_step: int | None = None
     fence: int = 0
 
 
@@ -227,12 +235,10 @@ class BaseModel:
     provider: str
     description: str
     created: int
-    context_length: int
-    """Tokens that an example may have; what is beyond is cut from the end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Page(Generic[T]):  # noqa: UP046 - the `class Page[T]` form needs Python 3.12
+class Page(Generic[T]):
     """One page of a list, in the list's order."""
 
     data: tuple[T, ...]
@@ -268,11 +274,13 @@ class ProviderCheckpoint:
     metrics: Mapping[str, float]
     upstream_model: str
     created_at: int
+    final: bool
+    """Of the last step: the same weights as the tuned model, and shown under its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What a finished job left behind. `metrics_csv` is the result file (OPENAI.md 3.5), or None where there is none."""
+    """What a finished job left behind. `metrics_csv` is the result file, or None where there is none."""
 
     upstream_model: str
     trained_tokens: int

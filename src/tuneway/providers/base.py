@@ -51,7 +51,11 @@ class Preparation:
 
 
 class Provider(Protocol):
-    """See the module. Every method may raise `UpstreamError`, which the worker retries with back-off."""
+    """See the module.
+
+    Every method may raise `UpstreamError`, which the worker retries with back-off, and those that carry a job forward
+    may raise `JobFailure`, which ends the job.
+    """
 
     name: str
     capabilities: Capabilities
@@ -86,6 +90,10 @@ class Provider(Protocol):
 
     async def cancel(self, handle: JobHandle) -> None:
         """Stops the job for good; returns when it is gone. Cancelling what has ended is no error."""
+        ...
+
+    async def release(self, handle: JobHandle) -> None:
+        """The job has ended and its result is stored: frees what only a running job needs, such as resume points."""
         ...
 
     async def settle(self, model: Model) -> None:

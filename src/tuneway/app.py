@@ -1,0 +1,215 @@
+"""The composition root: the only place that builds store, providers, services, worker and the ASGI app.
+
+`serve` runs one gateway process until it is told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import uvicorn
+import uvloop
+
+from tuneway import __version__, api
+from tuneway.blobs import Blobs
+from tuneway.errors import StartError
+from tuneway.files import Files
+from tuneway.jobs import Jobs
+from tuneway.models import Models
+from tuneway.providers.base import Provider
+from tuneway.providers.local import Local
+from tuneway.providers.local.catalogue import ENTRIES, Catalogue, Entry, OnDisk
+from tuneway.providers.local.engines import Engines
+from tuneway.providers.local.executor import Executor
+from tuneway.providers.local.provider import available_threads
+from tuneway.settings import Settings
+from tuneway.store import Store
+from tuneway.worker import Worker
+
+log = logging.getLogger("tuneway")
+
+SHUTDOWN_SECONDS = 10
+"""How long open responses may take once the gateway was told to stop."""
+
+
+class Gateway:
+    """Everything of one gateway, built but not started."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(settings.data / "tuneway.db")
+        self.blobs = Blobs(settings.data / "blobs")
+        self.providers: Mapping[str, Provider] = {"local": _local(settings)}
+        self.worker = Worker(self.store, self.blobs, self.providers, {"local": settings.running_jobs})
+        self.files = Files(self.store, self.blobs, max_bytes=settings.max_file_bytes)
+        self.models = Models(self.store, self.providers, settings.model_map)
+        self.jobs = Jobs(self.store, self.models, on_created=self.worker.wake, on_cancelled=self.worker.interrupt)
+        self.ready = False
+        self.app = api.build(
+            jobs=self.jobs,
+            files=self.files,
+            models=self.models,
+            ready=lambda: self.ready,
+            settings=api.ApiSettings(
+                allowed_hosts=settings.allowed_hosts, max_file_bytes=settings.max_file_bytes, version=__version__
+            ),
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Opens the store and runs the worker; on the way out running jobs leave resume points and engines end."""
+        self.blobs.open()
+        await asyncio.to_thread(self.store.open)
+        await self.files.sweep()
+        tasks = [asyncio.create_task(self.worker.run()), asyncio.create_task(self._expire_files())]
+        self.ready = True
+        try:
+            yield
+        finally:
+            self.ready = False
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for provider in self.providers.values():
+                await provider.close()
+            self.store.close()
+
+    async def _expire_files(self) -> None:
+        while True:
+            await self.files.expire()
+            await asyncio.sleep(60)
+
+
+def _local(settings: Settings) -> Local:
+    own = [
+        Entry(
+            name=name,
+            description=base.description or f"A base model of this gateway's operator: {base.gguf.name}",
+            created=0,
+            sources=(OnDisk(base.gguf),),
+            gguf_sha256=None,
+            learning_rate=base.learning_rate,
+            r=base.r,
+            lora_alpha=base.lora_alpha,
+        )
+        for name, base in settings.bases.items()
+    ]
+    threads = settings.threads or available_threads()
+    return Local(
+        settings.data,
+        Catalogue(settings.cache, [*ENTRIES, *own]),
+        Executor(),
+        Engines(
+            logs=settings.data / "logs",
+            threads=threads,
+            parallel=settings.engine_parallel,
+            idle_seconds=settings.engine_idle_seconds,
+        ),
+        threads=threads,
+    )
+
+
+def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
+    """Runs a gateway until SIGINT or SIGTERM; returns the exit status. `on_ready` gets its URL.
+
+    Raises StartError: an address that is not loopback, a port in use, or a data folder that another gateway owns.
+    """
+    _only_loopback(settings.host)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    os.umask(0o077)
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings.data.chmod(0o700)
+    lock = _own(settings.data)
+    try:
+        with _listening(settings.host, settings.port) as listener:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_serve(Gateway(settings), listener, on_ready))
+    finally:
+        lock.close()
+    return 0
+
+
+async def _serve(gateway: Gateway, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
+    config = uvicorn.Config(
+        gateway.app,
+        access_log=False,
+        log_config=None,
+        lifespan="off",
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    server = _Server(config, started=lambda: on_ready(url))
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, server.handle_exit, name, None)
+    async with gateway.running():
+        await server.serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that leaves the signals to us and says when it has started."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._tell_started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tell_started()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _only_loopback(host: str) -> None:
+    with suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            return
+    if host != "localhost":
+        raise StartError(
+            f"Refusing to listen on {host}: there are no keys yet, so everyone who reaches that address could use this "
+            "gateway. Listen on 127.0.0.1, and put a proxy that authenticates in front of it."
+        )
+
+
+def _own(data: Path) -> IO[str]:
+    """The lock of the data folder; two gateways on one folder would train every job twice."""
+    lock = open(data / "lock", "a+", encoding="ascii")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip()
+        lock.close()
+        raise StartError(
+            f"Another gateway{f' (process {owner})' if owner else ''} is using the data folder {data}. "
+            "Stop it, or start this one with another --data."
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise StartError(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another --port.") from error

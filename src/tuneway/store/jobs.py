@@ -1,0 +1,359 @@
+"""Jobs, their events, effects and idempotency keys.
+
+Two guards stand in every change that the worker makes: terminal states are final, and a claim's fencing token must
+still be the newest one (a worker that lost its lease writes nothing).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, exists, func, or_, select, update
+from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
+
+from tuneway.store.schema import effects, idempotency_keys, job_events, jobs
+from tuneway.types import (
+    TERMINAL_STATUSES,
+    Desired,
+    EventLevel,
+    Hyperparameters,
+    Job,
+    JobError,
+    JobEvent,
+    JobHandle,
+    JobSpec,
+    JobStatus,
+    Method,
+    NewEvent,
+    Page,
+    Progress,
+)
+
+LAUNCH = "launch"
+"""The kind of effect that starts a job at its provider."""
+
+
+def insert(tx: Connection, job: Job, events: Iterable[NewEvent]) -> Job:
+    """Stores a new job with its first events and returns it with its `seq`."""
+    spec = asdict(job.spec)
+    (seq,) = tx.execute(
+        jobs.insert().values(
+            id=job.id,
+            project_id=job.project_id,
+            created_at=job.created_at,
+            training_sha256=job.training_sha256,
+            validation_sha256=job.validation_sha256,
+            planned_model=job.planned_model,
+            placement=job.placement,
+            status=job.status,
+            desired=job.desired,
+            result_files=[],
+            **spec,
+        )
+    ).inserted_primary_key or (0,)
+    add_events(tx, job, events)
+    return replace(job, seq=seq)
+
+
+def get(tx: Connection, project: str, job_id: str) -> Job | None:
+    row = tx.execute(select(jobs).where(jobs.c.project_id == project, jobs.c.id == job_id)).one_or_none()
+    return None if row is None else _job(row)
+
+
+def page(
+    tx: Connection, project: str, *, after: str | None, limit: int, metadata: Mapping[str, str] | None
+) -> Page[Job] | None:
+    """One page, newest first; None when `after` is no job of the project. `metadata` {} asks for jobs that have none."""
+    query = select(jobs).where(jobs.c.project_id == project).order_by(jobs.c.seq.desc()).limit(limit + 1)
+    if after is not None:
+        seq = tx.scalar(select(jobs.c.seq).where(jobs.c.project_id == project, jobs.c.id == after))
+        if seq is None:
+            return None
+        query = query.where(jobs.c.seq < seq)
+    if metadata is not None and not metadata:
+        query = query.where(jobs.c.metadata.is_(None))
+    for key, value in (metadata or {}).items():
+        query = query.where(jobs.c.metadata[key].as_string() == value)
+    rows = tx.execute(query).all()
+    return Page(tuple(_job(row) for row in rows[:limit]), len(rows) > limit)
+
+
+def queue_position(tx: Connection, job: Job) -> int:
+    """1 for the queued job that is next in its place."""
+    ahead = select(func.count()).where(
+        jobs.c.placement == job.placement, jobs.c.status == JobStatus.QUEUED, jobs.c.seq < job.seq
+    )
+    return (tx.scalar(ahead) or 0) + 1
+
+
+def queued(tx: Connection, placement: str) -> list[Job]:
+    """Those that wait, first come first."""
+    query = select(jobs).where(jobs.c.placement == placement, jobs.c.status == JobStatus.QUEUED).order_by(jobs.c.seq)
+    return [_job(row) for row in tx.execute(query)]
+
+
+def count_by_status(tx: Connection) -> dict[str, int]:
+    rows = tx.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status))
+    return {status: number for status, number in rows}
+
+
+# ------------------------------------------------------------------------------------------------------------ changes
+
+
+class Stale(Exception):
+    """The job ended, or another worker claimed it, since it was read: the transaction is rolled back."""
+
+
+def change(tx: Connection, job: Job, events: Iterable[NewEvent] = (), /, **values: Any) -> Job:
+    """Changes columns of a job that has not ended, and adds events. Raises Stale."""
+    row = tx.execute(
+        update(jobs)
+        .where(jobs.c.id == job.id, jobs.c.fence == job.fence, jobs.c.status.not_in(TERMINAL_STATUSES))
+        .values(**values or {"status": jobs.c.status})
+        .returning(jobs)
+    ).one_or_none()
+    if row is None:
+        raise Stale(job.id)
+    add_events(tx, job, events)
+    return _job(row)
+
+
+def cancel(tx: Connection, project: str, job_id: str, event: NewEvent) -> Job | None:
+    """Makes the job `cancelled`, for good; None when it is terminal already or not there."""
+    row = tx.execute(
+        update(jobs)
+        .where(jobs.c.project_id == project, jobs.c.id == job_id, jobs.c.status.not_in(TERMINAL_STATUSES))
+        .values(status=JobStatus.CANCELLED, desired=Desired.CANCEL, estimated_finish=None)
+        .returning(jobs)
+    ).one_or_none()
+    if row is None:
+        return None
+    job = _job(row)
+    add_events(tx, job, [event])
+    return job
+
+
+# ------------------------------------------------------------------------------------------------------------- claims
+
+
+def recover(tx: Connection, placement: str) -> None:
+    """At start: drops the leases of a gateway that is gone, and its count of stalls (its end was not the jobs' fault)."""
+    tx.execute(update(jobs).where(jobs.c.placement == placement).values(lease_until=0, stalls=0, stalled_at_step=None))
+
+
+def claim(tx: Connection, *, placement: str, owner: str, now: int, lease: int, slots: int, checks: int) -> list[Job]:
+    """Leases to `owner` everything that can be worked on now.
+
+    That is: at most `checks` jobs whose files are being checked, queued ones while fewer than `slots` are started,
+    started ones, and ended ones that still hold something at their provider.
+    """
+    here = jobs.c.placement == placement
+    free = jobs.c.lease_until <= now
+    holds = jobs.c.provider_job_id.is_not(None) | _has_open_launch()
+    busy = or_(jobs.c.status == JobStatus.RUNNING, holds, (jobs.c.status == JobStatus.QUEUED) & ~free)
+    checking = here & (jobs.c.status == JobStatus.VALIDATING_FILES)
+
+    def number(where: ColumnElement[bool]) -> int:
+        return tx.scalar(select(func.count()).select_from(jobs).where(where)) or 0
+
+    # A queued job that holds something was being launched when a gateway died: it has its slot already.
+    waiting = here & free & (jobs.c.status == JobStatus.QUEUED)
+    wanted = [
+        (checking & free, checks - number(checking & ~free)),
+        (waiting & holds, slots),
+        (waiting & ~holds, slots - number(here & busy)),
+        (here & free & (jobs.c.status == JobStatus.RUNNING), None),
+        (here & free & jobs.c.status.in_(TERMINAL_STATUSES) & holds, None),
+    ]
+    ids: list[str] = []
+    for where, limit in wanted:
+        if limit is None or limit > 0:
+            ids += tx.scalars(select(jobs.c.id).where(where).order_by(jobs.c.seq).limit(limit))
+    claimed = (
+        update(jobs)
+        .where(jobs.c.id.in_(ids))
+        .values(lease_owner=owner, lease_until=now + lease, fence=jobs.c.fence + 1)
+        .returning(jobs)
+    )
+    return sorted((_job(row) for row in tx.execute(claimed)), key=lambda job: job.seq) if ids else []
+
+
+def renew(tx: Connection, owner: str, ids: Sequence[str], until: int) -> None:
+    tx.execute(update(jobs).where(jobs.c.lease_owner == owner, jobs.c.id.in_(ids)).values(lease_until=until))
+
+
+def release(tx: Connection, job: Job, *, until: int = 0) -> None:
+    """Gives the lease back; nobody claims the job before `until`."""
+    tx.execute(
+        update(jobs).where(jobs.c.id == job.id, jobs.c.fence == job.fence).values(lease_owner=None, lease_until=until)
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ effects
+
+
+def intend(tx: Connection, job: Job, effect_id: str, now: int) -> None:
+    """Records, before the call, that the job is about to be launched under its own id as the key."""
+    statement = insert_or_ignore(effects).values(
+        id=effect_id,
+        project_id=job.project_id,
+        job_id=job.id,
+        kind=LAUNCH,
+        key=job.id,
+        state="intent",
+        created_at=now,
+    )
+    tx.execute(statement.on_conflict_do_update(index_elements=["job_id", "kind", "key"], set_={"state": "intent"}))
+
+
+def intended(tx: Connection, job: Job) -> bool:
+    """Whether a launch was begun and never confirmed: the provider must be asked before anything is sent again."""
+    return bool(tx.scalar(select(_has_open_launch()).where(jobs.c.id == job.id).select_from(jobs)))
+
+
+def hold(tx: Connection, job: Job, handle: JobHandle) -> None:
+    """Confirms the launch. Stored whatever became of the job meanwhile: a cancelled one must still be stopped."""
+    tx.execute(update(jobs).where(jobs.c.id == job.id).values(provider_job_id=handle.provider_job_id))
+    tx.execute(update(effects).where(effects.c.job_id == job.id, effects.c.kind == LAUNCH).values(state="confirmed"))
+
+
+def let_go(tx: Connection, job: Job) -> None:
+    """The job holds nothing at its provider any more."""
+    tx.execute(update(jobs).where(jobs.c.id == job.id).values(provider_job_id=None))
+    tx.execute(update(effects).where(effects.c.job_id == job.id, effects.c.kind == LAUNCH).values(state="released"))
+
+
+def _has_open_launch() -> ColumnElement[bool]:
+    return exists().where(effects.c.job_id == jobs.c.id, effects.c.kind == LAUNCH, effects.c.state == "intent")
+
+
+# ------------------------------------------------------------------------------------------------------------- events
+
+
+def add_events(tx: Connection, job: Job, events: Iterable[NewEvent]) -> None:
+    """Stores events in their order; one whose key the job has already is left out."""
+    for event in events:
+        values = asdict(event) | {
+            "id": _event_id(job.id, event.key),
+            "project_id": job.project_id,
+            "job_id": job.id,
+            "data": dict(event.data),
+        }
+        tx.execute(insert_or_ignore(job_events).values(values).on_conflict_do_nothing(index_elements=["job_id", "key"]))
+
+
+def event_page(tx: Connection, project: str, job_id: str, *, after: str | None, limit: int) -> Page[JobEvent] | None:
+    """One page, newest first; None when `after` is no event of the job."""
+    query = (
+        select(job_events)
+        .where(job_events.c.project_id == project, job_events.c.job_id == job_id)
+        .order_by(job_events.c.seq.desc())
+        .limit(limit + 1)
+    )
+    if after is not None:
+        seq = tx.scalar(select(job_events.c.seq).where(job_events.c.job_id == job_id, job_events.c.id == after))
+        if seq is None:
+            return None
+        query = query.where(job_events.c.seq < seq)
+    rows = tx.execute(query).all()
+    return Page(tuple(_event(row) for row in rows[:limit]), len(rows) > limit)
+
+
+_BASE62 = string.digits + string.ascii_letters
+
+
+def _event_id(job_id: str, key: str) -> str:
+    """From the natural key, so that an event that is written twice has one id."""
+    number = int.from_bytes(hashlib.sha256(f"{job_id}\n{key}".encode()).digest())
+    digits = []
+    for _ in range(24):
+        number, digit = divmod(number, 62)
+        digits.append(_BASE62[digit])
+    return "ftevent-" + "".join(digits)
+
+
+# --------------------------------------------------------------------------------------------------- idempotency keys
+
+
+def job_of_key(tx: Connection, project: str, key: str, *, since: int) -> tuple[str, str] | None:
+    """The hash of the request that came with this idempotency key since then, and the job that it made."""
+    row = tx.execute(
+        select(idempotency_keys.c.request_sha256, idempotency_keys.c.job_id).where(
+            idempotency_keys.c.project_id == project,
+            idempotency_keys.c.id == key,
+            idempotency_keys.c.created_at >= since,
+        )
+    ).one_or_none()
+    return None if row is None else (row.request_sha256, row.job_id)
+
+
+def keep_key(tx: Connection, project: str, key: str, request_sha256: str, job: Job) -> None:
+    """Remembers the key; an older, expired use of it is forgotten."""
+    tx.execute(idempotency_keys.delete().where(idempotency_keys.c.project_id == project, idempotency_keys.c.id == key))
+    tx.execute(
+        idempotency_keys.insert().values(
+            id=key, project_id=project, created_at=job.created_at, request_sha256=request_sha256, job_id=job.id
+        )
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- rows
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(
+        seq=row.seq,
+        id=row.id,
+        project_id=row.project_id,
+        created_at=row.created_at,
+        spec=JobSpec(
+            model=row.model,
+            training_file=row.training_file,
+            provider=row.provider,
+            method=Method(row.method),
+            hyperparameters=Hyperparameters(**row.hyperparameters),
+            validation_file=row.validation_file,
+            suffix=row.suffix,
+            seed=row.seed,
+            metadata=row.metadata,
+        ),
+        status=JobStatus(row.status),
+        training_sha256=row.training_sha256,
+        validation_sha256=row.validation_sha256,
+        planned_model=row.planned_model,
+        placement=row.placement,
+        desired=Desired(row.desired),
+        resolved=Hyperparameters(**row.resolved) if row.resolved else None,
+        error=JobError(**row.error) if row.error else None,
+        fine_tuned_model=row.fine_tuned_model,
+        finished_at=row.finished_at,
+        estimated_finish=row.estimated_finish,
+        trained_tokens=row.trained_tokens,
+        result_files=tuple(row.result_files),
+        progress=Progress(**row.progress) if row.progress else None,
+        provider_status=row.provider_status,
+        handle=JobHandle(row.provider, row.provider_job_id) if row.provider_job_id else None,
+        cursor=row.cursor,
+        attempt=row.attempt,
+        stalls=row.stalls,
+        stalled_at_step=row.stalled_at_step,
+        fence=row.fence,
+    )
+
+
+def _event(row: Row[Any]) -> JobEvent:
+    return JobEvent(
+        seq=row.seq,
+        id=row.id,
+        job_id=row.job_id,
+        key=row.key,
+        created_at=row.created_at,
+        level=EventLevel(row.level),
+        type=row.type,
+        message=row.message,
+        data=row.data,
+    )

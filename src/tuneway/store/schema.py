@@ -1,0 +1,165 @@
+"""The tables. Migrations make them; a test proves that both say the same.
+
+Every table has a project, an integer `seq` that lists are ordered by (clocks jump), and a random public id.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, BigInteger, Column, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
+
+metadata = MetaData()
+
+# SQLite numbers only `INTEGER PRIMARY KEY` columns by itself, so BigInteger is an Integer there.
+_Seq = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _seq() -> Column[int]:
+    return Column("seq", _Seq, primary_key=True, autoincrement=True)
+
+
+files = Table(
+    "files",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("deleted_at", BigInteger),
+    Index("files_by_project", "project_id", "seq"),
+    Index("files_by_blob", "sha256"),
+    sqlite_autoincrement=True,
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # what was asked
+    Column("model", String, nullable=False),
+    Column("training_file", String, nullable=False),
+    Column("training_sha256", String, nullable=False),
+    Column("validation_file", String),
+    Column("validation_sha256", String),
+    Column("suffix", String),
+    Column("seed", BigInteger, nullable=False),
+    Column("metadata", JSON(none_as_null=True)),
+    Column("method", String, nullable=False),
+    Column("hyperparameters", JSON, nullable=False),
+    Column("provider", String, nullable=False),
+    Column("planned_model", String, nullable=False),
+    # what is
+    Column("status", String, nullable=False),
+    Column("desired", String, nullable=False),
+    Column("resolved", JSON(none_as_null=True)),
+    Column("error", JSON(none_as_null=True)),
+    Column("fine_tuned_model", String),
+    Column("finished_at", BigInteger),
+    Column("estimated_finish", BigInteger),
+    Column("trained_tokens", BigInteger),
+    Column("result_files", JSON, nullable=False),
+    Column("progress", JSON(none_as_null=True)),
+    # who works on it
+    Column("placement", String, nullable=False),
+    Column("provider_status", String),
+    Column("provider_job_id", String),
+    Column("cursor", String),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("stalls", Integer, nullable=False, server_default="0"),
+    Column("stalled_at_step", Integer),
+    Column("fence", Integer, nullable=False, server_default="0"),
+    Column("lease_owner", String),
+    Column("lease_until", BigInteger, nullable=False, server_default="0"),
+    Index("jobs_by_project", "project_id", "seq"),
+    Index("jobs_by_status", "status", "placement"),
+    sqlite_autoincrement=True,
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("job_id", String, nullable=False),
+    Column("key", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("level", String, nullable=False),
+    Column("type", String, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", JSON, nullable=False),
+    UniqueConstraint("job_id", "key", name="job_events_once"),
+    Index("job_events_by_job", "job_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("job_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("step_number", Integer, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("model", String, nullable=False),
+    UniqueConstraint("job_id", "step_number", name="checkpoints_once"),
+    sqlite_autoincrement=True,
+)
+
+models = Table(
+    "models",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("provider", String, nullable=False),
+    Column("base", String, nullable=False),
+    Column("job_id", String, nullable=False),
+    Column("upstream_model", String, nullable=False),
+    Column("step_number", Integer),
+    Column("data_sha256", String, nullable=False),
+    Column("hyperparameters", JSON, nullable=False),
+    Column("deleted_at", BigInteger),
+    Index("models_by_project", "project_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# An intent is stored before the call that has the effect; `state` goes intent → confirmed → released.
+effects = Table(
+    "effects",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("job_id", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("key", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    UniqueConstraint("job_id", "kind", "key", name="effects_once"),
+    Index("effects_by_state", "state"),
+    sqlite_autoincrement=True,
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("request_sha256", String, nullable=False),
+    Column("job_id", String, nullable=False),
+    UniqueConstraint("project_id", "id", name="idempotency_keys_once"),
+    sqlite_autoincrement=True,
+)

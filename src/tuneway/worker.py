@@ -1,0 +1,435 @@
+"""The worker: claim → check → launch → poll → settle, one asyncio task per claimed job.
+
+Every step can be cut off at any point, by a crash or a cancelled task alike, and be taken up again from the store:
+
+* what is intended is stored before it is done (`rows.intend`), and looked up before it is done again;
+* a step's events, its new state and its cursor are one transaction;
+* a claim bumps the job's fence, so that a step that lost its lease stores nothing.
+
+Knows providers by their seam only, and nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from tuneway import checks, ids
+from tuneway.blobs import Blobs, Receiving
+from tuneway.dataset.report import Report
+from tuneway.errors import JobFailure, UpstreamError
+from tuneway.files import drop_unneeded
+from tuneway.providers.base import Provider
+from tuneway.rundir import CHECKPOINTS_KEPT, TRAIN_TOKENS, VALID_TOKENS
+from tuneway.store import Store
+from tuneway.store import files as file_rows
+from tuneway.store import jobs as rows
+from tuneway.store import models as model_rows
+from tuneway.types import (
+    TERMINAL_STATUSES,
+    Checkpoint,
+    EventLevel,
+    File,
+    Hyperparameters,
+    Job,
+    JobError,
+    JobHandle,
+    JobResult,
+    JobStatus,
+    JobUpdate,
+    LaunchSpec,
+    Model,
+    NewEvent,
+    ProviderCheckpoint,
+)
+
+log = logging.getLogger("tuneway.worker")
+
+LEASE_SECONDS = 30
+POLL_SECONDS = 0.25
+IDLE_SECONDS = 1.0
+"""How often the store is asked for work when nobody woke the worker."""
+CHECKS = 2
+"""Jobs whose files are checked at the same time; each is a child process that fills one core."""
+STALLS = 3
+"""Launches in a row that end without a new step before the job fails."""
+RESULT_PURPOSE = "fine-tune-results"
+RESULT_NAME = "step_metrics.csv"
+
+
+class Worker:
+    def __init__(self, store: Store, blobs: Blobs, providers: Mapping[str, Provider], slots: Mapping[str, int]) -> None:
+        """`slots` maps each placement (for now a provider's name) to the jobs that it runs at a time."""
+        self._store = store
+        self._blobs = blobs
+        self._providers = providers
+        self._slots = slots
+        self._owner = ids.base62(12)
+        self._wake = asyncio.Event()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._told: dict[str, int] = {}
+
+    # ----------------------------------------------------------------------------------------------- the scheduler
+
+    async def run(self) -> None:
+        """Works until it is cancelled; jobs at their providers go on without it."""
+        for placement in self._slots:
+            await self._store.write(rows.recover, placement)
+        renewal = asyncio.create_task(self._renew_leases())
+        try:
+            while True:
+                self._wake.clear()
+                for placement, slots in self._slots.items():
+                    await self._claim(placement, slots)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), IDLE_SECONDS)
+        finally:
+            renewal.cancel()
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._wake.set()
+
+    def interrupt(self, job_id: str) -> None:
+        """The job was cancelled: whatever is being done for it ends, and is cleaned up after as after a crash."""
+        task = self._tasks.get(job_id)
+        if task is not None:
+            task.cancel()
+        self._wake.set()
+
+    async def _claim(self, placement: str, slots: int) -> None:
+        claimed = await self._store.write(
+            rows.claim,
+            placement=placement,
+            owner=self._owner,
+            now=int(time.time()),
+            lease=LEASE_SECONDS,
+            slots=slots,
+            checks=CHECKS,
+        )
+        for job in claimed:
+            self._tasks[job.id] = asyncio.create_task(self._carry(job), name=job.id)
+        await self._tell_places(placement)
+
+    async def _tell_places(self, placement: str) -> None:
+        """An event for each waiting job whose place in the queue has changed."""
+        waiting = await self._store.read(rows.queued, placement)
+        for place, job in enumerate((job for job in waiting if job.id not in self._tasks), start=1):
+            if self._told.get(job.id) != place:
+                self._told[job.id] = place
+                event = NewEvent(f"place:{place}", f"Waiting for a free place: number {place} in the queue", _now())
+                await self._store.write(rows.add_events, job, [event])
+        self._told = {job.id: self._told[job.id] for job in waiting if job.id in self._told}
+
+    async def _renew_leases(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 3)
+            await self._store.write(rows.renew, self._owner, list(self._tasks), _now() + LEASE_SECONDS)
+
+    async def _carry(self, job: Job) -> None:
+        """Takes a claimed job one step further, then gives its lease back."""
+        step = {
+            JobStatus.VALIDATING_FILES: self._validate,
+            JobStatus.QUEUED: self._launch,
+            JobStatus.RUNNING: self._follow,
+        }.get(job.status, self._let_go)
+        wait = 0
+        try:
+            try:
+                await step(job)
+            except JobFailure as failure:
+                await self._fail(job, JobError(failure.code or "server_error", failure.message, failure.param))
+        except rows.Stale:
+            log.debug("%s ended while it was worked on", job.id)
+        except UpstreamError as error:
+            wait = 5
+            log.warning("%s: %s; next try in %d s", job.id, error.message, wait)
+            event = NewEvent(f"upstream:{error.message}", f"{error.message} Trying again.", _now(), EventLevel.WARN)
+            await self._store.write(rows.add_events, job, [event])
+        except Exception:
+            wait = 15
+            log.exception("%s: the step %s failed; next try in %d s", job.id, step.__name__, wait)
+        finally:
+            self._tasks.pop(job.id, None)
+            await asyncio.shield(self._store.write(rows.release, job, until=_now() + wait if wait else 0))
+            self._wake.set()
+
+    # --------------------------------------------------------------------------------------------------- the steps
+
+    async def _validate(self, job: Job) -> None:
+        provider = self._providers[job.spec.provider]
+
+        async def report(message: str) -> None:
+            await self._store.write(rows.add_events, job, [NewEvent(f"prepare:{message}", message, _now())])
+
+        preparation = await provider.prepare(job.spec.model, report)
+        workplace = provider.workplace(job.id)
+        reports = await checks.check(_files_to_check(job, self._blobs, workplace), preparation)
+        for found in reports:
+            if found.error is not None:
+                errors = [asdict(finding) for finding in found.errors]
+                await self._fail(job, found.error, {"errors": errors, "total": found.n_errors})
+                return
+        resolved = provider.resolve(job.spec, reports[0].n_examples)
+        now = _now()
+        chosen = asdict(resolved.hyperparameters)
+        events = [
+            *_cut_events(job, reports),
+            NewEvent("counts", _counts(job, reports), now),
+            NewEvent(
+                "hyperparameters",
+                "Hyperparameters: " + "; ".join(f"{n}={v} ({resolved.reasons[n]})" for n, v in chosen.items()),
+                now,
+                data={n: {"value": v, "reason": resolved.reasons[n]} for n, v in chosen.items()},
+            ),
+            NewEvent("validated", "Files validated, moving job to queued state", now),
+        ]
+        await self._store.write(rows.change, job, events, status=JobStatus.QUEUED, resolved=chosen)
+
+    async def _launch(self, job: Job) -> None:
+        provider = self._providers[job.spec.provider]
+        handle = job.handle
+        if handle is None and await self._store.read(rows.intended, job):
+            handle = await provider.find(job.id)
+        if handle is None:
+            handle = await self._start(job, attempt=1)
+        else:
+            await self._store.write(rows.hold, job, handle)
+        started = NewEvent("started", "Fine-tuning job started", _now())
+        await self._store.write(rows.change, job, [started], status=JobStatus.RUNNING, attempt=1)
+
+    async def _start(self, job: Job, *, attempt: int) -> JobHandle:
+        """Starts the job at its provider: the intent first, then the call, then what confirms it.
+
+        The handle is stored whatever became of the job meanwhile: one that was cancelled must still be stopped.
+        """
+        await self._store.write(rows.intend, job, ids.effect_id(), _now())
+        assert job.resolved is not None  # every job that was checked has numbers
+        spec = LaunchSpec(key=job.id, job=job.spec, hyperparameters=job.resolved, attempt=attempt)
+        handle = await self._providers[job.spec.provider].launch(spec)
+        await self._store.write(rows.hold, job, handle)
+        return handle
+
+    async def _follow(self, job: Job) -> None:
+        """Polls a running job until it has ended, one way or the other."""
+        provider = self._providers[job.spec.provider]
+        handle = job.handle or await self._start(job, attempt=job.attempt)
+        while True:
+            update = await provider.poll(handle, job.cursor)
+            if (update.cursor, update.provider_status) != (job.cursor, job.provider_status):
+                job = await self._store.write(self._record, job, update)
+            if update.result is not None:
+                return await self._succeed(job, update.result)
+            if update.status is JobStatus.FAILED:
+                return await self._fail(job, update.error or JobError("server_error", "The provider gave no reason."))
+            if update.lost:
+                job = await self._count_stall(job, update.error)
+                handle = await self._start(job, attempt=job.attempt)
+            await asyncio.sleep(POLL_SECONDS)
+            current = await self._store.read(rows.get, job.project_id, job.id)
+            if current is None or current.status in TERMINAL_STATUSES:
+                return None
+
+    def _record(self, tx: Connection, job: Job, update: JobUpdate) -> Job:
+        """Events, checkpoints, progress and cursor of one poll, together."""
+        events = list(update.events)
+        for checkpoint in update.checkpoints:
+            events += self._publish(tx, job, checkpoint)
+        values: dict[str, object] = {"cursor": update.cursor, "provider_status": update.provider_status}
+        if update.progress is not None:
+            values["progress"] = asdict(update.progress)
+            if update.progress.seconds_left is not None:
+                values["estimated_finish"] = _now() + round(update.progress.seconds_left)
+        return rows.change(tx, job, events, **values)
+
+    def _publish(self, tx: Connection, job: Job, found: ProviderCheckpoint) -> list[NewEvent]:
+        """Makes a checkpoint a model one can chat with. The last one bears the name of the tuned model."""
+        name = job.planned_model
+        if not found.final:
+            name = f"{ids.tuned_model(job.spec.model, job.project_id, job.spec.suffix)}:ckpt-step-{found.step_number}"
+        checkpoint = Checkpoint(
+            seq=0,
+            id=ids.checkpoint_id(),
+            job_id=job.id,
+            created_at=found.created_at,
+            step_number=found.step_number,
+            metrics=found.metrics,
+            model=name,
+        )
+        if not model_rows.insert_checkpoint(tx, job.project_id, checkpoint):
+            return []
+        model_rows.insert(tx, _model(job, name, found.upstream_model, found.step_number, found.created_at))
+        model_rows.retire_checkpoints(tx, job.project_id, job.id, keep=CHECKPOINTS_KEPT, now=_now())
+        if found.final:
+            return []
+        message = f"Checkpoint created at step {found.step_number} with Snapshot ID: {name}"
+        return [NewEvent(f"published:{found.step_number}", message, found.created_at)]
+
+    async def _count_stall(self, job: Job, last_words: JobError | None) -> Job:
+        """A provider lost the job: fails it when that happens again and again without a new step in between."""
+        step = job.progress.step if job.progress else 0
+        stalls = 0 if step > (job.stalled_at_step or 0) else job.stalls + 1
+        if stalls >= STALLS:
+            said = f" Its last words: {last_words.message}" if last_words else ""
+            raise JobFailure(f"Training stopped {STALLS} times without getting further than step {step}.{said}")
+        attempt = job.attempt + 1
+        event = NewEvent(
+            f"attempt:{attempt}",
+            f"Training was interrupted at step {step}; it goes on from its newest resume point (attempt {attempt})",
+            _now(),
+            EventLevel.WARN,
+        )
+        return await self._store.write(rows.change, job, [event], attempt=attempt, stalls=stalls, stalled_at_step=step)
+
+    # ---------------------------------------------------------------------------------------------------- the ends
+
+    async def _succeed(self, job: Job, result: JobResult) -> None:
+        """First the model is callable, then the job says so, in one transaction with everything it leaves behind."""
+        model = _model(job, job.planned_model, result.upstream_model, None, result.finished_at)
+        await self._providers[job.spec.provider].settle(model)
+        csv = None
+        if result.metrics_csv is not None:
+            csv = await _receive(self._blobs, result.metrics_csv)
+        events = [
+            NewEvent("model", f"New fine-tuned model created: {model.id}", _now()),
+            NewEvent("succeeded", "The job has successfully completed", _now()),
+        ]
+
+        def store(tx: Connection) -> None:
+            files = []
+            if csv is not None:
+                self._blobs.publish(csv)
+                files.append(file_rows.insert(tx, _result_file(job, csv)).id)
+            model_rows.insert(tx, model)
+            rows.change(
+                tx,
+                job,
+                events,
+                status=JobStatus.SUCCEEDED,
+                fine_tuned_model=model.id,
+                trained_tokens=result.trained_tokens,
+                finished_at=result.finished_at,
+                estimated_finish=None,
+                result_files=files,
+            )
+
+        await self._store.write(store)
+
+    async def _fail(self, job: Job, error: JobError, data: Mapping[str, object] | None = None) -> None:
+        log.info("%s failed: %s", job.id, error.message)
+        event = NewEvent("failed", error.message, _now(), EventLevel.ERROR, data=data or {})
+
+        def store(tx: Connection) -> None:
+            rows.change(
+                tx,
+                job,
+                [event],
+                status=JobStatus.FAILED,
+                error=asdict(error),
+                finished_at=_now(),
+                estimated_finish=None,
+            )
+            drop_unneeded(tx, self._blobs, _data(job))
+
+        await self._store.write(store)
+
+    async def _let_go(self, job: Job) -> None:
+        """The job has ended: stops what may still run at its provider and frees what only a running job needs."""
+        provider = self._providers[job.spec.provider]
+        handle = job.handle or await provider.find(job.id)
+        if handle is not None:
+            if job.status is not JobStatus.SUCCEEDED:
+                await provider.cancel(handle)
+            await provider.release(handle)
+
+        def store(tx: Connection) -> None:
+            rows.let_go(tx, job)
+            drop_unneeded(tx, self._blobs, _data(job))
+
+        await self._store.write(store)
+
+
+def _now() -> int:
+    return int(time.time())
+
+
+def _data(job: Job) -> list[str]:
+    return [sha256 for sha256 in (job.training_sha256, job.validation_sha256) if sha256 is not None]
+
+
+def _files_to_check(job: Job, blobs: Blobs, workplace: Path | None) -> list[checks.FileToCheck]:
+    def tokens(name: str) -> Path | None:
+        return None if workplace is None else workplace / name
+
+    files = [checks.FileToCheck(blobs.path(job.training_sha256), "training", tokens(TRAIN_TOKENS))]
+    if job.validation_sha256 is not None:
+        files.append(checks.FileToCheck(blobs.path(job.validation_sha256), "validation", tokens(VALID_TOKENS)))
+    return files
+
+
+def _counts(job: Job, reports: Sequence[Report]) -> str:
+    counts = []
+    for name, report in zip((job.spec.training_file, job.spec.validation_file), reports, strict=False):
+        tokens = "" if report.tokens is None else f", {report.tokens} tokens ({report.supervised_tokens} to learn)"
+        counts.append(f"{name} has {report.n_examples} examples{tokens}")
+    return "; ".join(counts)
+
+
+def _cut_events(job: Job, reports: Sequence[Report]) -> list[NewEvent]:
+    """A warning for each example that was cut, as many as the report lists, and one that counts the others."""
+    events = []
+    for param, report in zip(("training_file", "validation_file"), reports, strict=False):
+        for found in report.warnings:
+            data = {"param": param, "example": found.example, "line": found.line}
+            events.append(NewEvent(f"cut:{param}:{found.example}", found.message, _now(), EventLevel.WARN, data=data))
+        more = report.n_warnings - len(report.warnings)
+        if more:
+            message = f"{more} more examples of the {param.replace('_', ' ')} were cut"
+            events.append(NewEvent(f"cut:{param}", message, _now(), EventLevel.WARN, data={"param": param}))
+    return events
+
+
+def _model(job: Job, name: str, upstream_model: str, step_number: int | None, created_at: int) -> Model:
+    return Model(
+        seq=0,
+        id=name,
+        project_id=job.project_id,
+        created_at=created_at,
+        provider=job.spec.provider,
+        base=job.spec.model,
+        job_id=job.id,
+        upstream_model=upstream_model,
+        step_number=step_number,
+        data_sha256=job.training_sha256,
+        hyperparameters=job.resolved or Hyperparameters(),
+    )
+
+
+def _result_file(job: Job, csv: Receiving) -> File:
+    return File(
+        seq=0,
+        id=ids.file_id(),
+        project_id=job.project_id,
+        created_at=_now(),
+        filename=RESULT_NAME,
+        purpose=RESULT_PURPOSE,
+        bytes=csv.bytes,
+        sha256=csv.sha256,
+    )
+
+
+async def _receive(blobs: Blobs, path: Path) -> Receiving:
+    received = blobs.receive(limit=2**40)
+    await received.write(await asyncio.to_thread(path.read_bytes))
+    await received.sync()
+    return received
