@@ -27,6 +27,7 @@ from tuneway.files import Files
 from tuneway.jobs import Jobs
 from tuneway.models import Models
 from tuneway.providers.base import Provider
+from tuneway.providers.fake import Fake
 from tuneway.providers.local import Local
 from tuneway.providers.local.catalogue import ENTRIES, Catalogue, Entry, OnDisk
 from tuneway.providers.local.engines import Engines
@@ -38,6 +39,7 @@ from tuneway.worker import Worker
 
 log = logging.getLogger("tuneway")
 
+FAKE_JOBS = 16
 SHUTDOWN_SECONDS = 10
 """How long open responses may take once the gateway was told to stop."""
 
@@ -49,8 +51,9 @@ class Gateway:
         self.settings = settings
         self.store = Store(settings.data / "tuneway.db")
         self.blobs = Blobs(settings.data / "blobs")
-        self.providers: Mapping[str, Provider] = {"local": _local(settings)}
-        self.worker = Worker(self.store, self.blobs, self.providers, {"local": settings.running_jobs})
+        self.providers = _providers(settings)
+        slots = {"local": settings.running_jobs, "fake": FAKE_JOBS}
+        self.worker = Worker(self.store, self.blobs, self.providers, slots)
         self.files = Files(self.store, self.blobs, max_bytes=settings.max_file_bytes)
         self.models = Models(self.store, self.providers, settings.model_map)
         self.jobs = Jobs(self.store, self.models, on_created=self.worker.wake, on_cancelled=self.worker.interrupt)
@@ -88,6 +91,14 @@ class Gateway:
         while True:
             await self.files.expire()
             await asyncio.sleep(60)
+
+
+def _providers(settings: Settings) -> Mapping[str, Provider]:
+    """By name, the default one first: its bases are meant where two providers have one of a name."""
+    providers: dict[str, Provider] = {"local": _local(settings), "fake": Fake(settings.data / "fake")}
+    if settings.default_provider not in providers:
+        raise StartError(f"There is no provider {settings.default_provider!r}; known are {', '.join(providers)}.")
+    return {settings.default_provider: providers.pop(settings.default_provider), **providers}
 
 
 def _local(settings: Settings) -> Local:
