@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import Connection
-
 from tuneway import ids, store
 from tuneway.blobs import Blobs, Receiving
 from tuneway.errors import FileNotFound, InvalidRequest
+from tuneway.store import Tx
 from tuneway.store import files as rows
 from tuneway.types import File, Page
 
@@ -45,7 +44,7 @@ class Files:
     async def delete(self, project: str, file_id: str) -> None:
         """Deletes the file; a job that has not ended keeps the bytes until then. Raises FileNotFound."""
 
-        def delete(tx: Connection) -> File | None:
+        def delete(tx: Tx) -> File | None:
             file = rows.delete(tx, project, file_id, int(time.time()))
             if file is not None:
                 drop_unneeded(tx, self._blobs, [file.sha256])
@@ -95,7 +94,7 @@ class Incoming:
             expires_at=None if expires_after is None else now + expires_after,
         )
 
-        def store_file(tx: Connection) -> File:
+        def store_file(tx: Tx) -> File:
             # On the writer thread, as is every removal: a blob cannot go between its publishing and its row.
             self._blobs.publish(self._receiving)
             return rows.insert(tx, file)
@@ -107,7 +106,7 @@ class Incoming:
         await self._receiving.discard()
 
 
-def drop_unneeded(tx: Connection, blobs: Blobs, sha256s: Iterable[str]) -> None:
+def drop_unneeded(tx: Tx, blobs: Blobs, sha256s: Iterable[str]) -> None:
     """Removes, once `tx` is in, those of the blobs that nothing refers to any more."""
     for sha256 in rows.unneeded(tx, set(sha256s)):
         store.after_commit(tx, lambda sha256=sha256: blobs.remove(sha256))  # type: ignore[misc]  # bound per turn

@@ -10,12 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TypeVar
 
-from sqlalchemy import Connection
-
 from tuneway import ids
 from tuneway.errors import InvalidFile, InvalidRequest, JobAlreadyCompleted, JobNotFound
 from tuneway.models import Models
-from tuneway.store import Store
+from tuneway.store import Store, Tx
 from tuneway.store import files as file_rows
 from tuneway.store import jobs as rows
 from tuneway.store import models as model_rows
@@ -63,7 +61,7 @@ class Jobs:
         now = int(time.time())
         digest = hashlib.sha256(json.dumps(asdict(request), sort_keys=True).encode()).hexdigest()
 
-        def store_job(tx: Connection) -> Job:
+        def store_job(tx: Tx) -> Job:
             if idempotency_key is not None:
                 found = rows.job_of_key(tx, project, idempotency_key, since=now - KEY_KEPT_SECONDS)
                 if found is not None:
@@ -158,7 +156,7 @@ class Jobs:
         return await self._store.read(rows.count_by_status)
 
 
-def _first_job(tx: Connection, project: str, found: tuple[str, str], digest: str) -> Job:
+def _first_job(tx: Tx, project: str, found: tuple[str, str], digest: str) -> Job:
     first_digest, job_id = found
     job = rows.get(tx, project, job_id)
     if first_digest != digest or job is None:
@@ -169,7 +167,7 @@ def _first_job(tx: Connection, project: str, found: tuple[str, str], digest: str
     return job
 
 
-def _file(tx: Connection, project: str, param: str, file_id: str) -> File:
+def _file(tx: Tx, project: str, param: str, file_id: str) -> File:
     file = file_rows.get(tx, project, file_id)
     if file is None or file.purpose != PURPOSE:
         raise InvalidFile(f"invalid {param}: {file_id}", param=param)

@@ -124,7 +124,9 @@ SETTINGS = (
     Setting("port", 8400, _whole(0, 65535), "Port to listen on; 0 takes a free one."),
     Setting("allowed_hosts", (), _names, "Names besides the loopback ones that a Host header may carry."),
     Setting("max_file_bytes", 512 * 2**20, _whole(1, 2**40), "Largest upload, in bytes."),
-    Setting("default_provider", "local", str, "Provider that comes first where two have a model of one name: local or fake."),
+    Setting(
+        "default_provider", "local", str, "Provider that comes first where two have a model of one name: local or fake."
+    ),
     Setting("running_jobs", 1, _whole(1, 64), "Local jobs that train at the same time; the others wait."),
     Setting("threads", 0, _whole(0, 1024), "CPU threads of a trainer and of an engine; 0 takes all cores."),
     Setting("engine_parallel", 2, _whole(1, 64), "Chat requests that one engine answers at the same time."),

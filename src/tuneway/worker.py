@@ -19,8 +19,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from sqlalchemy import Connection
-
 from tuneway import checks, ids
 from tuneway.blobs import Blobs, Receiving
 from tuneway.dataset.report import Report
@@ -28,7 +26,7 @@ from tuneway.errors import JobFailure, UpstreamError
 from tuneway.files import drop_unneeded
 from tuneway.providers.base import Provider
 from tuneway.rundir import CHECKPOINTS_KEPT, TRAIN_TOKENS, VALID_TOKENS
-from tuneway.store import Store
+from tuneway.store import Store, Tx
 from tuneway.store import files as file_rows
 from tuneway.store import jobs as rows
 from tuneway.store import models as model_rows
@@ -240,7 +238,7 @@ class Worker:
             if current is None or current.status in TERMINAL_STATUSES:
                 return None
 
-    def _record(self, tx: Connection, job: Job, update: JobUpdate) -> Job:
+    def _record(self, tx: Tx, job: Job, update: JobUpdate) -> Job:
         """Events, checkpoints, progress and cursor of one poll, together."""
         events = list(update.events)
         for checkpoint in update.checkpoints:
@@ -252,7 +250,7 @@ class Worker:
                 values["estimated_finish"] = _now() + round(update.progress.seconds_left)
         return rows.change(tx, job, events, **values)
 
-    def _publish(self, tx: Connection, job: Job, found: ProviderCheckpoint) -> list[NewEvent]:
+    def _publish(self, tx: Tx, job: Job, found: ProviderCheckpoint) -> list[NewEvent]:
         """Makes a checkpoint a model one can chat with. The last one bears the name of the tuned model."""
         name = job.planned_model
         if not found.final:
@@ -305,7 +303,7 @@ class Worker:
             NewEvent("succeeded", "The job has successfully completed", _now()),
         ]
 
-        def store(tx: Connection) -> None:
+        def store(tx: Tx) -> None:
             files = []
             if csv is not None:
                 self._blobs.publish(csv)
@@ -329,7 +327,7 @@ class Worker:
         log.info("%s failed: %s", job.id, error.message)
         event = NewEvent("failed", error.message, _now(), EventLevel.ERROR, data=data or {})
 
-        def store(tx: Connection) -> None:
+        def store(tx: Tx) -> None:
             rows.change(
                 tx,
                 job,
@@ -352,7 +350,7 @@ class Worker:
                 await provider.cancel(handle)
             await provider.release(handle)
 
-        def store(tx: Connection) -> None:
+        def store(tx: Tx) -> None:
             rows.let_go(tx, job)
             drop_unneeded(tx, self._blobs, _data(job))
 

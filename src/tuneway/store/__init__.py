@@ -25,6 +25,9 @@ from sqlalchemy import Connection, Engine, event, text
 P = ParamSpec("P")
 T = TypeVar("T")
 
+Tx = Connection
+"""What a function given to `write` or `read` gets: a connection inside its transaction."""
+
 HEAD = "0001"
 """The newest migration. Alembic is imported only when the database is not at it: that saves a tenth of the start."""
 

@@ -1,0 +1,47 @@
+"""`python -m tuneway.dataset`: checks files in a process of its own, so that a large one cannot slow the gateway.
+
+Reads one JSON object from standard input:
+    {"files": [{"path": …, "kind": "training" | "validation", "tokens": path | null}, …],
+     "renderer": prepared base folder | null, "context_length": n}
+and prints one line per file, in their order: Report.to_json(). Exit status 0 means that there are reports, whatever
+they say of the data; 1 means that the check itself could not be done, and the last line on standard error says why.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tuneway.dataset.check import check
+from tuneway.dataset.report import Report
+from tuneway.dataset.template import Renderer
+
+
+def main() -> int:
+    try:
+        request = json.load(sys.stdin)
+        renderer = None if request["renderer"] is None else Renderer(Path(request["renderer"]))
+        for file in request["files"]:
+            report = _check(file, renderer, request["context_length"])
+            print(json.dumps(report.to_json()), flush=True)  # noqa: T201
+    except (OSError, ValueError) as error:
+        print(f"tuneway.dataset: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def _check(file: dict[str, Any], renderer: Renderer | None, context_length: int) -> Report:
+    tokens = file.get("tokens")
+    return check(
+        Path(file["path"]),
+        kind=file["kind"],
+        renderer=renderer,
+        context_length=context_length,
+        tokens=None if tokens is None else Path(tokens),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
