@@ -1,0 +1,270 @@
+"""What holds for every route: one envelope, the headers of OpenAI's responses, the guard, and what the log may say."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import re
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from tests.contract.conftest import Gateway
+from tests.contract.fakes import BASE, tuned
+from tuneway import api
+
+ROUTES = {
+    "/v1/files": {"GET", "POST"},
+    "/v1/files/file-none": {"GET", "DELETE"},
+    "/v1/files/file-none/content": {"GET"},
+    "/v1/fine_tuning/jobs": {"GET", "POST"},
+    "/v1/fine_tuning/jobs/ftjob-none": {"GET"},
+    "/v1/fine_tuning/jobs/ftjob-none/cancel": {"POST"},
+    "/v1/fine_tuning/jobs/ftjob-none/events": {"GET"},
+    "/v1/fine_tuning/jobs/ftjob-none/checkpoints": {"GET"},
+    "/v1/models": {"GET"},
+    "/v1/models/ft:none": {"GET", "DELETE"},
+    "/v1/chat/completions": {"POST"},
+    "/healthz": {"GET"},
+    "/readyz": {"GET"},
+    "/metrics": {"GET"},
+}
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
+
+
+def assert_stamped(response: httpx2.Response) -> None:
+    assert re.fullmatch("req_[0-9a-f]{32}", response.headers["x-request-id"])
+    assert response.headers["openai-version"] == "2020-10-01"
+    assert response.headers["openai-processing-ms"].isdecimal()
+    assert not [name for name in response.headers if name.startswith("access-control-")]
+
+
+def assert_envelope(response: httpx2.Response) -> dict[str, Any]:
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    assert body["error"]["type"]
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+def test_the_table_of_routes_is_whole(gateway: Gateway) -> None:
+    """Of all but the chat route, which is no operation of the framework's."""
+    names = {"file_id": "file-none", "job_id": "ftjob-none", "model": "ft:none"}
+    described = gateway.http.get(f"{gateway.url}/openapi.json").json()["paths"]
+    served = {path.format(**names): {method.upper() for method in methods} for path, methods in described.items()}
+    assert served == {path: methods for path, methods in ROUTES.items() if path != "/v1/chat/completions"}
+
+
+def test_the_description_refers_to_nothing_that_it_lacks(gateway: Gateway) -> None:
+    text = gateway.http.get(f"{gateway.url}/openapi.json").text
+    schemas = json.loads(text)["components"]["schemas"]
+    referred = set(re.findall(r'"\$ref":"#/components/schemas/(\w+)"', text))
+    assert "CreateFineTuningJobRequest" in referred
+    assert text.count('"$ref"') == text.count('"$ref":"#/components/schemas/')
+    assert referred <= schemas.keys()
+
+
+@pytest.mark.parametrize("path", [*ROUTES, "/", "/v1", "/v1/files/", "/v1/none", "/openai/files"])
+def test_every_route_answers_every_wrong_method_and_body_with_one_envelope(gateway: Gateway, path: str) -> None:
+    allowed = ROUTES.get(path)
+    for method in METHODS:
+        for content, kind in ((b"", None), (b"{", "application/json"), (b"\xff\0", "text/plain"), (b"x", None)):
+            headers = {} if kind is None else {"content-type": kind}
+            response = gateway.http.request(method, gateway.url + path, content=content, headers=headers)
+            assert_stamped(response)
+            if allowed is None:
+                assert response.status_code == 404
+                assert f"Invalid URL ({method} {path})" in assert_envelope(response)["message"]
+            elif method not in allowed:
+                assert response.status_code == 405
+                assert set(response.headers["allow"].split(", ")) == allowed
+                assert_envelope(response)
+            elif response.status_code != 200:
+                assert response.status_code in (400, 404, 415)
+                assert_envelope(response)
+            else:
+                assert method == "GET"
+
+
+def test_an_unexpected_error_is_a_500_that_is_not_tried_again(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway.jobs.breaks_with = RuntimeError("the disk is on fire")
+    client = gateway.client.with_options(max_retries=2)
+    with caplog.at_level(logging.DEBUG), pytest.raises(openai.InternalServerError) as raised:
+        client.fine_tuning.jobs.create(model="m", training_file="file-secret", metadata={"a": "body-secret"})
+    assert_envelope(raised.value.response)
+    assert "fire" not in raised.value.response.text
+    assert raised.value.response.request.headers["x-stainless-retry-count"] == "0"
+    ours = [record for record in caplog.records if record.name.startswith("tuneway")]
+    text = "\n".join(logging.Formatter().format(record) for record in ours)
+    assert "the disk is on fire" in text
+    assert str(raised.value.request_id) in text
+    assert "secret" not in text
+    assert "sk-any" not in text
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:80", "127.1.2.3", "[::1]:9", "[::1]"]
+)
+def test_loopback_names_are_ours(gateway: Gateway, host: str) -> None:
+    assert gateway.http.get(f"{gateway.url}/healthz", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "localhost@evil.example",
+        "evil.example:80",
+        "192.168.0.1",
+        "[::2]",
+        "[127.0.0.1",
+        "localhost:99:1",
+        "",
+    ],
+)
+def test_other_hosts_are_refused(gateway: Gateway, host: str) -> None:
+    response = gateway.http.get(f"{gateway.url}/v1/models", headers={"host": host})
+    assert response.status_code == 403
+    assert_envelope(response)
+    assert_stamped(response)
+
+
+def test_two_hosts_are_refused(gateway: Gateway) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+    connection.putrequest("GET", "/v1/models", skip_host=True)
+    connection.putheader("Host", "localhost")
+    connection.putheader("Host", "evil.example")
+    connection.endheaders()
+    assert connection.getresponse().status == 403
+    connection.close()
+
+
+class TestNamed:
+    """A gateway with names of its own."""
+
+    @pytest.fixture
+    def settings(self) -> api.ApiSettings:
+        return api.ApiSettings(allowed_hosts=("Tune.example", "ported.example:8400"))
+
+    @pytest.mark.parametrize(
+        ("host", "status"),
+        [
+            ("tune.example", 200),
+            ("TUNE.example:443", 200),
+            ("ported.example:8400", 200),
+            ("ported.example", 403),
+            ("ported.example:1", 403),
+            ("localhost", 200),
+        ],
+    )
+    def test_configured_hosts(self, gateway: Gateway, host: str, status: int) -> None:
+        assert gateway.http.get(f"{gateway.url}/healthz", headers={"host": host}).status_code == status
+
+    @pytest.mark.parametrize(
+        ("host", "origin", "status"),
+        [
+            ("tune.example", "https://tune.example", 200),
+            ("tune.example", "https://tune.example:443", 200),
+            ("tune.example:8400", "http://tune.example:8400", 200),
+            ("tune.example", "http://tune.example:8400", 403),
+            ("tune.example", "https://evil.example", 403),
+            ("tune.example", "null", 403),
+            ("tune.example", "https://tune.example.evil.example", 403),
+            ("localhost:8400", "http://localhost:3000", 403),
+            ("localhost:8400", "chrome-extension://localhost:8400", 403),
+        ],
+    )
+    def test_origins(self, gateway: Gateway, host: str, origin: str, status: int) -> None:
+        response = gateway.http.get(f"{gateway.url}/v1/models", headers={"host": host, "origin": origin})
+        assert response.status_code == status
+        assert_stamped(response)
+
+
+@pytest.mark.parametrize(("site", "status"), [("cross-site", 403), ("same-origin", 200), ("none", 200)])
+def test_sec_fetch_site(gateway: Gateway, site: str, status: int) -> None:
+    response = gateway.http.get(f"{gateway.url}/v1/models", headers={"sec-fetch-site": site})
+    assert response.status_code == status
+
+
+def test_a_page_of_another_site_has_no_effect(gateway: Gateway) -> None:
+    body = {"model": BASE.name, "training_file": "file-1"}
+    url = f"{gateway.url}/v1/fine_tuning/jobs"
+    assert gateway.http.post(url, json=body, headers={"origin": "https://evil.example"}).status_code == 403
+    assert gateway.jobs.done["create"] == 0
+
+
+def test_health_and_readiness(gateway: Gateway) -> None:
+    assert gateway.http.get(f"{gateway.url}/readyz").json() == {"status": "ready"}
+    gateway.is_ready = False
+    response = gateway.http.get(f"{gateway.url}/readyz")
+    assert response.status_code == 503
+    assert_envelope(response)
+    assert gateway.http.get(f"{gateway.url}/healthz").status_code == 200
+
+
+def test_metrics_count_requests_by_route_and_status(gateway: Gateway) -> None:
+    for path in ("/v1/models", "/v1/models/ft:none", "/v1/models/ft:other", "/none"):
+        gateway.http.get(gateway.url + path)
+    gateway.http.request("PROPFIND", gateway.url + "/v1/models")
+    shown = gateway.http.get(f"{gateway.url}/metrics")
+    assert shown.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = shown.text.splitlines()
+    for labels, count in (
+        ('method="GET",route="list_models",status="200"', 1),
+        ('method="GET",route="retrieve_model",status="404"', 2),
+        ('method="GET",route="none",status="404"', 1),
+        ('method="other",route="list_models",status="405"', 1),
+    ):
+        assert f"tuneway_http_requests_total{{{labels}}} {count}.0" in lines
+    assert 'tuneway_jobs{status="running"} 0.0' in lines
+
+
+class TestModels:
+    def test_list(self, gateway: Gateway) -> None:
+        model = tuned(1)
+        gateway.models.rows[model.id] = model
+        shown = [found.to_dict() for found in gateway.client.models.list()]
+        assert [found["id"] for found in shown] == [BASE.name, model.id]
+        assert [found["owned_by"] for found in shown] == ["system", "org-default"]
+        assert all(found["object"] == "model" for found in shown)
+
+    @pytest.mark.parametrize("quoted", [False, True])
+    def test_names_with_colons_in_paths(self, gateway: Gateway, quoted: bool) -> None:
+        model = tuned(1, step=30)
+        gateway.models.rows[model.id] = model
+        name = model.id.replace(":", "%3A") if quoted else model.id
+        url = f"{gateway.url}/v1/models/{name}"
+        assert gateway.http.get(url).json()["id"] == model.id
+        assert gateway.http.delete(url, headers={"content-type": "application/json"}).json() == {
+            "id": model.id,
+            "object": "model",
+            "deleted": True,
+        }
+        assert gateway.models.done["delete"] == 1
+
+    def test_the_sdk(self, gateway: Gateway) -> None:
+        model = tuned(1)
+        gateway.models.rows[model.id] = model
+        assert gateway.client.models.retrieve(model.id).id == model.id
+        assert gateway.client.models.delete(model.id).deleted
+        with pytest.raises(openai.NotFoundError) as raised:
+            gateway.client.models.retrieve(model.id)
+        assert raised.value.body == {
+            "message": f"The model '{model.id}' does not exist",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        }
+
+    def test_a_name_with_a_slash_is_an_unknown_model(self, gateway: Gateway) -> None:
+        assert gateway.http.get(f"{gateway.url}/v1/models/org/name").json()["error"]["code"] == "model_not_found"
