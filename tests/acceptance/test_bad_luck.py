@@ -30,7 +30,7 @@ from tests.acceptance.gateway import (
 EPOCHS = 40
 END_TOKENS = (0, 2)  # of the tiny base: <|endoftext|> and <|im_end|>
 STEPS = EPOCHS * 3
-KILLS = int(os.environ.get("KILLS", "20"))
+KILLS = 200 if "SOAK" in os.environ else 20
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,75 @@
+"""`tuneway jobs`: what is training, what has trained."""
+
+import typer
+
+from tuneway.cli.client import gateway
+from tuneway.cli.options import JobId, Json, Limit, Url
+from tuneway.cli.output import document, facts, lines, when, wire
+from tuneway.cli.watch import conclude, extension, figures, state, watch
+
+app = typer.Typer(help="List, watch and cancel fine-tuning jobs.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_jobs(limit: Limit = 20, url: Url = None, as_json: Json = False) -> None:
+    """List jobs, newest first."""
+    with gateway(url) as client:
+        page = client.fine_tuning.jobs.list(limit=limit)
+    if as_json:
+        return document(wire(page))
+    rows = [(job.id, state(job), job.model, when(job.created_at), job.fine_tuned_model) for job in page.data]
+    lines(("ID", "STATE", "BASE", "CREATED", "MODEL"), rows)
+
+
+@app.command()
+def show(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Show one job."""
+    with gateway(url) as client:
+        found = client.fine_tuning.jobs.retrieve(job)
+        if as_json:
+            return document(wire(found))
+        checkpoints = client.fine_tuning.jobs.checkpoints.list(job).data
+    progress = extension(found).get("progress")
+    used = found.hyperparameters
+    facts(
+        [
+            ("id", found.id),
+            ("state", state(found)),
+            ("base", found.model),
+            ("model", found.fine_tuned_model),
+            ("training file", found.training_file),
+            ("validation file", found.validation_file),
+            ("epochs", used.n_epochs),
+            ("batch size", used.batch_size),
+            ("learning rate multiplier", used.learning_rate_multiplier),
+            ("seed", found.seed),
+            ("created", when(found.created_at)),
+            ("finished", when(found.finished_at)),
+            ("trained tokens", found.trained_tokens),
+            ("result file", ", ".join(found.result_files) or None),
+            ("progress", progress and f"step {progress['step']}/{progress['total_steps']}  {figures(progress)}"),
+            ("error", found.error and found.error.message),
+        ]
+    )
+    if checkpoints:
+        typer.echo()
+        lines(("STEP", "CHECKPOINT"), [(one.step_number, one.fine_tuned_model_checkpoint) for one in checkpoints])
+
+
+@app.command("watch")
+def watch_job(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Follow a job until it ends; exits 0, 4 (failed) or 5 (cancelled)."""
+    with gateway(url) as client:
+        ended = watch(client, job)
+    code = conclude(ended, as_json=as_json)
+    if not as_json:
+        typer.echo(" ".join(filter(None, (ended.id, ended.status, ended.fine_tuned_model))))
+    raise typer.Exit(code)
+
+
+@app.command()
+def cancel(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Cancel a job."""
+    with gateway(url) as client:
+        cancelled = client.fine_tuning.jobs.cancel(job)
+    document(wire(cancelled)) if as_json else typer.echo(f"{cancelled.id} {state(cancelled)}")
