@@ -22,7 +22,7 @@ import uvloop
 
 from tuneway import __version__, api
 from tuneway.blobs import Blobs
-from tuneway.errors import StartError
+from tuneway.errors import StartError, TunewayError
 from tuneway.files import Files
 from tuneway.jobs import Jobs
 from tuneway.models import Models
@@ -89,7 +89,10 @@ class Gateway:
 
     async def _expire_files(self) -> None:
         while True:
-            await self.files.expire()
+            try:
+                await self.files.expire()
+            except TunewayError as error:
+                log.error("expired files could not be deleted: %s", error.message)
             await asyncio.sleep(60)
 
 
@@ -137,6 +140,8 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
     """
     _only_loopback(settings.host)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("alembic", "uvicorn"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     os.umask(0o077)
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     settings.data.chmod(0o700)

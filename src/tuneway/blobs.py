@@ -11,6 +11,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,7 +33,7 @@ class Blobs:
             left.unlink()
 
     def receive(self, limit: int) -> Receiving:
-        """A new blob of at most `limit` bytes, to be written piece by piece."""
+        """A new blob of at most `limit` bytes, to be written piece by piece. Raises OutOfSpace."""
         return Receiving(self._incoming, limit)
 
     def publish(self, received: Receiving) -> None:
@@ -62,7 +63,8 @@ class Receiving:
     """One blob on its way in. Blocking work happens in threads, a piece at a time, so memory stays constant."""
 
     def __init__(self, folder: Path, limit: int) -> None:
-        fd, name = tempfile.mkstemp(dir=folder)
+        with _out_of_space():
+            fd, name = tempfile.mkstemp(dir=folder)
         self._file = os.fdopen(fd, "wb", buffering=0)
         self.path = Path(name)
         self._limit = limit
@@ -103,8 +105,14 @@ class Receiving:
 
 
 async def _on_disk(function: Callable[..., T], *args: object) -> T:
-    try:
+    with _out_of_space():
         return await asyncio.to_thread(function, *args)
+
+
+@contextmanager
+def _out_of_space() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutOfSpace from error

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tuneway import ids, store
 from tuneway.blobs import Blobs, Receiving
-from tuneway.errors import FileNotFound, InvalidRequest
+from tuneway.errors import FileNotFound, InvalidRequest, TunewayError
 from tuneway.store import Tx
 from tuneway.store import files as rows
 from tuneway.types import File, Page
@@ -99,7 +99,12 @@ class Incoming:
             self._blobs.publish(self._receiving)
             return rows.insert(tx, file)
 
-        return await self._store.write(store_file)
+        try:
+            return await self._store.write(store_file)
+        except TunewayError:
+            # The row is not there, the bytes may be, and others may share them.
+            await self._store.write(drop_unneeded, self._blobs, [file.sha256])
+            raise
 
     async def discard(self) -> None:
         """Leaves nothing behind; may be called at any moment and more than once."""

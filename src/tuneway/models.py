@@ -34,7 +34,9 @@ class Models:
         """
         if provider is not None and provider not in self._providers:
             known = ", ".join(self._providers)
-            raise InvalidRequest(f"There is no provider {provider!r} here. Configured: {known}.", param="tuneway.provider")
+            raise InvalidRequest(
+                f"There is no provider {provider!r} here. Configured: {known}.", param="tuneway.provider"
+            )
         name = self._model_map.get(name, name)
         bases = [base for base in self.bases() if provider in (None, base.provider)]
         base = _named(bases, name)

@@ -22,7 +22,7 @@ from pathlib import Path
 from tuneway import checks, ids
 from tuneway.blobs import Blobs, Receiving
 from tuneway.dataset.report import Report
-from tuneway.errors import JobFailure, UpstreamError
+from tuneway.errors import JobFailure, TunewayError, UpstreamError
 from tuneway.files import drop_unneeded
 from tuneway.providers.base import Provider
 from tuneway.rundir import CHECKPOINTS_KEPT, TRAIN_TOKENS, VALID_TOKENS
@@ -84,8 +84,11 @@ class Worker:
         try:
             while True:
                 self._wake.clear()
-                for placement, slots in self._slots.items():
-                    await self._claim(placement, slots)
+                try:
+                    for placement, slots in self._slots.items():
+                        await self._claim(placement, slots)
+                except Exception:
+                    log.exception("work could not be claimed (a full disk?); trying again")
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), IDLE_SECONDS)
         finally:
@@ -132,7 +135,10 @@ class Worker:
     async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(LEASE_SECONDS / 3)
-            await self._store.write(rows.renew, self._owner, list(self._tasks), _now() + LEASE_SECONDS)
+            try:
+                await self._store.write(rows.renew, self._owner, list(self._tasks), _now() + LEASE_SECONDS)
+            except TunewayError as error:
+                log.error("leases could not be renewed: %s", error.message)
 
     async def _carry(self, job: Job) -> None:
         """Takes a claimed job one step further, then gives its lease back."""
@@ -159,7 +165,10 @@ class Worker:
             log.exception("%s: the step %s failed; next try in %d s", job.id, step.__name__, wait)
         finally:
             self._tasks.pop(job.id, None)
-            await asyncio.shield(self._store.write(rows.release, job, until=_now() + wait if wait else 0))
+            try:
+                await asyncio.shield(self._store.write(rows.release, job, until=_now() + wait if wait else 0))
+            except TunewayError as error:
+                log.error("%s: %s; its lease will run out", job.id, error.message)
             self._wake.set()
 
     # --------------------------------------------------------------------------------------------------- the steps

@@ -13,14 +13,19 @@ Why one writer: SQLite before 3.51.3 has a WAL-reset bug that corrupts the datab
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import OperationalError
+
+from tuneway.errors import OutOfSpace
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,7 +54,7 @@ class Store:
         self._writer_thread.submit(self._migrate).result()
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs `function` in one transaction; its result is durable when this returns.
+        """Runs `function` in one transaction; its result is durable when this returns. Raises OutOfSpace.
 
         What `function` gives to `after_commit` runs on the writer thread once the transaction is in. A caller that is
         cancelled meanwhile does not stop the transaction.
@@ -57,7 +62,7 @@ class Store:
 
         def run() -> T:
             pending: list[Callable[[], None]] = []
-            with self._writer.begin() as tx:
+            with _out_of_space(), self._writer.begin() as tx:
                 tx.info["after_commit"] = pending
                 found = function(tx, *args, **kwargs)
             for later in pending:
@@ -96,6 +101,20 @@ class Store:
 def after_commit(tx: Connection, later: Callable[[], None]) -> None:
     """Has `later` called on the writer thread once the transaction of `tx` is in; not at all if it fails."""
     tx.info["after_commit"].append(later)
+
+
+@contextmanager
+def _out_of_space() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        if isinstance(error.orig, sqlite3.Error) and error.orig.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise OutOfSpace from error
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutOfSpace from error
+        raise
 
 
 def _engine(url: str, *, pool_size: int, read_only: bool) -> Engine:
