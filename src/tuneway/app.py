@@ -147,9 +147,11 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
     settings.data.chmod(0o700)
     lock = _own(settings.data)
     try:
-        with _listening(settings.host, settings.port) as listener:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve(Gateway(settings), listener, on_ready))
+        with (
+            _listening(settings.host, settings.port) as listener,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            runner.run(_serve(Gateway(settings), listener, on_ready))
     finally:
         lock.close()
     return 0

@@ -89,7 +89,7 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """What a client sent, after validation of its form and before name resolution; `seed` None asks for a random one."""
+    """What a client sent, after validation of its form, before name resolution; `seed` None asks for a random one."""
 
     model: str
     training_file: str

