@@ -22,7 +22,7 @@ import uvloop
 
 from tuneway import __version__, api
 from tuneway.blobs import Blobs
-from tuneway.errors import StartError, TunewayError
+from tuneway.errors import StartError
 from tuneway.files import Files
 from tuneway.jobs import Jobs
 from tuneway.models import Models
@@ -91,8 +91,8 @@ class Gateway:
         while True:
             try:
                 await self.files.expire()
-            except TunewayError as error:
-                log.error("expired files could not be deleted: %s", error.message)
+            except Exception:
+                log.exception("expired files could not be deleted; trying again")
             await asyncio.sleep(60)
 
 
@@ -167,7 +167,6 @@ async def _serve(gateway: Gateway, listener: socket.socket, on_ready: Callable[[
         date_header=True,
         proxy_headers=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        h11_max_incomplete_event_size=64 * 1024,
     )
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

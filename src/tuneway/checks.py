@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tuneway import children
 from tuneway.dataset.report import Report
 from tuneway.errors import JobFailure
 from tuneway.providers.base import Preparation
@@ -25,15 +24,10 @@ class FileToCheck:
 
 
 async def check(files: Sequence[FileToCheck], preparation: Preparation) -> list[Report]:
-    """A report per file, in their order. A cancelled call ends the child. Raises JobFailure when the child fails."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tuneway.dataset",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    """A report per file, in their order. A cancelled call ends the child.
+
+    Raises JobFailure when the files cannot be checked, and UpstreamError when the child was killed.
+    """
     request = {
         "files": [
             {"path": str(file.path), "kind": file.kind, "tokens": None if file.tokens is None else str(file.tokens)}
@@ -43,12 +37,7 @@ async def check(files: Sequence[FileToCheck], preparation: Preparation) -> list[
         "context_length": preparation.context_length,
     }
     try:
-        out, err = await child.communicate(json.dumps(request).encode() + b"\n")
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    if child.returncode:
-        last = err.decode(errors="replace").strip().splitlines()[-1:]
-        raise JobFailure(f"The files could not be checked: {' '.join(last) or f'exit status {child.returncode}'}")
+        out = await children.run("tuneway.dataset", line=json.dumps(request))
+    except children.Failed as failed:
+        raise JobFailure(f"The files could not be checked: {failed}") from failed
     return [Report.from_json(json.loads(line)) for line in out.splitlines()]

@@ -126,9 +126,16 @@ class RunDir:
         write_json(self.path / RESULT, asdict(result))
 
     def events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-        """The whole lines from byte `offset` on, and the offset behind the last of them."""
+        """The whole lines from byte `offset` on, and the offset behind the last of them.
+
+        An offset that is no end of a line, since the machine lost what was not synced, starts again from 0.
+        """
         try:
             with open(self.path / EVENTS, "rb") as file:
+                if offset:
+                    file.seek(offset - 1)
+                    if file.read(1) != b"\n":
+                        offset = 0
                 file.seek(offset)
                 data = file.read()
         except FileNotFoundError:

@@ -90,7 +90,9 @@ def _bases(value: Any) -> Mapping[str, Base]:
         unknown = sorted(set(row) - set(Base.__dataclass_fields__))
         if unknown or "gguf" not in row:
             raise ValueError(f"base {name!r} takes gguf (required), {', '.join(list(Base.__dataclass_fields__)[1:])}")
-        bases[name] = Base(**{**row, "gguf": _folder(row["gguf"])})
+        numbers = {"learning_rate": float, "r": int, "lora_alpha": int}
+        given = {key: numbers[key](value) if key in numbers else str(value) for key, value in row.items()}
+        bases[name] = Base(**{**given, "gguf": _folder(row["gguf"])})  # type: ignore[arg-type]  # checked above
     return MappingProxyType(bases)
 
 

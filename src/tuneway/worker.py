@@ -22,7 +22,7 @@ from pathlib import Path
 from tuneway import checks, ids
 from tuneway.blobs import Blobs, Receiving
 from tuneway.dataset.report import Report
-from tuneway.errors import JobFailure, TunewayError, UpstreamError
+from tuneway.errors import JobFailure, TunewayError
 from tuneway.files import drop_unneeded
 from tuneway.providers.base import Provider
 from tuneway.rundir import CHECKPOINTS_KEPT, TRAIN_TOKENS, VALID_TOKENS
@@ -56,6 +56,9 @@ IDLE_SECONDS = 1.0
 """How often the store is asked for work when nobody woke the worker."""
 CHECKS = 2
 """Jobs whose files are checked at the same time; each is a child process that fills one core."""
+TRIES = 6
+"""Of a step that fails for a reason that may pass, 5 s, 10 s, 20 s … apart, before the job fails."""
+LONGEST_WAIT_SECONDS = 60.0
 STALLS = 3
 """Launches in a row that end without a new step before the job fails."""
 RESULT_PURPOSE = "fine-tune-results"
@@ -72,20 +75,23 @@ class Worker:
         self._owner = ids.base62(12)
         self._wake = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._told: dict[str, int] = {}
+        self._told: dict[str, set[str]] = {placement: set() for placement in slots}
+        self._failures: dict[str, int] = {}
 
     # ----------------------------------------------------------------------------------------------- the scheduler
 
     async def run(self) -> None:
         """Works until it is cancelled; jobs at their providers go on without it."""
-        for placement in self._slots:
-            await self._store.write(rows.recover, placement)
         renewal = asyncio.create_task(self._renew_leases())
+        recovered = set()
         try:
             while True:
                 self._wake.clear()
                 try:
                     for placement, slots in self._slots.items():
+                        if placement not in recovered:
+                            await self._store.write(rows.recover, placement)
+                            recovered.add(placement)
                         await self._claim(placement, slots)
                 except Exception:
                     log.exception("work could not be claimed (a full disk?); trying again")
@@ -105,7 +111,8 @@ class Worker:
         """The job was cancelled: whatever is being done for it ends, and is cleaned up after as after a crash."""
         task = self._tasks.get(job_id)
         if task is not None:
-            task.cancel()
+            # Not at once: a task that is cancelled before its first step never gives its lease back.
+            asyncio.get_running_loop().call_soon(task.cancel)
         self._wake.set()
 
     async def _claim(self, placement: str, slots: int) -> None:
@@ -117,28 +124,36 @@ class Worker:
             lease=LEASE_SECONDS,
             slots=slots,
             checks=CHECKS,
+            carried=list(self._tasks),
         )
         for job in claimed:
-            self._tasks[job.id] = asyncio.create_task(self._carry(job), name=job.id)
+            task = self._tasks[job.id] = asyncio.create_task(self._carry(job), name=job.id)
+            task.add_done_callback(self._carried)
         await self._tell_places(placement)
 
+    def _carried(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task.get_name()]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s: its lease will run out", task.get_name(), exc_info=error)
+        self._wake.set()
+
     async def _tell_places(self, placement: str) -> None:
-        """An event for each waiting job whose place in the queue has changed."""
+        """An event, once, for each job that has to wait; its place as it changes is the API's to show."""
         waiting = await self._store.read(rows.queued, placement)
+        told = self._told[placement]
         for place, job in enumerate((job for job in waiting if job.id not in self._tasks), start=1):
-            if self._told.get(job.id) != place:
-                self._told[job.id] = place
-                event = NewEvent(f"place:{place}", f"Waiting for a free place: number {place} in the queue", _now())
-                await self._store.write(rows.add_events, job, [event])
-        self._told = {job.id: self._told[job.id] for job in waiting if job.id in self._told}
+            if job.id not in told:
+                message = f"Waiting for a free place: number {place} in the queue"
+                await self._store.write(rows.add_events, job, [NewEvent("waiting", message, _now())])
+        self._told[placement] = {job.id for job in waiting}
 
     async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(LEASE_SECONDS / 3)
             try:
                 await self._store.write(rows.renew, self._owner, list(self._tasks), _now() + LEASE_SECONDS)
-            except TunewayError as error:
-                log.error("leases could not be renewed: %s", error.message)
+            except Exception:
+                log.exception("leases could not be renewed; trying again")
 
     async def _carry(self, job: Job) -> None:
         """Takes a claimed job one step further, then gives its lease back."""
@@ -147,29 +162,36 @@ class Worker:
             JobStatus.QUEUED: self._launch,
             JobStatus.RUNNING: self._follow,
         }.get(job.status, self._let_go)
-        wait = 0
+        wait = 0.0
         try:
             try:
                 await step(job)
+                self._failures.pop(job.id, None)
             except JobFailure as failure:
                 await self._fail(job, JobError(failure.code or "server_error", failure.message, failure.param))
-        except rows.Stale:
-            log.debug("%s ended while it was worked on", job.id)
-        except UpstreamError as error:
-            wait = 5
-            log.warning("%s: %s; next try in %d s", job.id, error.message, wait)
-            event = NewEvent(f"upstream:{error.message}", f"{error.message} Trying again.", _now(), EventLevel.WARN)
-            await self._store.write(rows.add_events, job, [event])
-        except Exception:
-            wait = 15
-            log.exception("%s: the step %s failed; next try in %d s", job.id, step.__name__, wait)
+            except rows.Stale:
+                log.debug("%s ended while it was worked on", job.id)
+            except Exception as error:
+                wait = await self._put_off(job, error)
         finally:
-            self._tasks.pop(job.id, None)
-            try:
-                await asyncio.shield(self._store.write(rows.release, job, until=_now() + wait if wait else 0))
-            except TunewayError as error:
-                log.error("%s: %s; its lease will run out", job.id, error.message)
-            self._wake.set()
+            await self._store.write(rows.release, job, until=_now() + round(wait) if wait else 0)
+
+    async def _put_off(self, job: Job, error: Exception) -> float:
+        """Says what went wrong and gives the seconds until the next try; fails a job that was tried often enough."""
+        failures = self._failures[job.id] = self._failures.get(job.id, 0) + 1
+        message = "The gateway made a mistake; its log has the details."
+        if isinstance(error, TunewayError):
+            message = error.message
+        log.error("%s: try %d failed: %s", job.id, failures, message, exc_info=error)
+        if failures >= TRIES and job.status not in TERMINAL_STATUSES:
+            del self._failures[job.id]
+            kept = " The checkpoints of its epochs stay usable." if job.progress else ""
+            await self._fail(job, JobError("server_error", f"Given up after {TRIES} tries: {message}{kept}"))
+            return 0.0
+        wait = min(5.0 * 2.0 ** (failures - 1), LONGEST_WAIT_SECONDS)
+        event = NewEvent(f"put-off:{message}", f"{message} Trying again.", _now(), EventLevel.WARN)
+        await self._store.write(rows.add_events, job, [event])
+        return wait
 
     # --------------------------------------------------------------------------------------------------- the steps
 
@@ -234,7 +256,10 @@ class Worker:
         while True:
             update = await provider.poll(handle, job.cursor)
             if (update.cursor, update.provider_status) != (job.cursor, job.provider_status):
-                job = await self._store.write(self._record, job, update)
+                retired: list[Model] = []
+                job = await self._store.write(self._record, job, update, retired)
+                for model in retired:
+                    await provider.forget(model)
             if update.result is not None:
                 return await self._succeed(job, update.result)
             if update.status is JobStatus.FAILED:
@@ -247,11 +272,12 @@ class Worker:
             if current is None or current.status in TERMINAL_STATUSES:
                 return None
 
-    def _record(self, tx: Tx, job: Job, update: JobUpdate) -> Job:
-        """Events, checkpoints, progress and cursor of one poll, together."""
+    def _record(self, tx: Tx, job: Job, update: JobUpdate, retired: list[Model]) -> Job:
+        """Events, checkpoints, progress and cursor of one poll, together; the models that made room go to `retired`."""
         events = list(update.events)
         for checkpoint in update.checkpoints:
             events += self._publish(tx, job, checkpoint)
+            retired += model_rows.retire_checkpoints(tx, job.project_id, job.id, keep=CHECKPOINTS_KEPT, now=_now())
         values: dict[str, object] = {"cursor": update.cursor, "provider_status": update.provider_status}
         if update.progress is not None:
             values["progress"] = asdict(update.progress)
@@ -276,7 +302,6 @@ class Worker:
         if not model_rows.insert_checkpoint(tx, job.project_id, checkpoint):
             return []
         model_rows.insert(tx, _model(job, name, found.upstream_model, found.step_number, found.created_at))
-        model_rows.retire_checkpoints(tx, job.project_id, job.id, keep=CHECKPOINTS_KEPT, now=_now())
         if found.final:
             return []
         message = f"Checkpoint created at step {found.step_number} with Snapshot ID: {name}"
@@ -313,10 +338,7 @@ class Worker:
         ]
 
         def store(tx: Tx) -> None:
-            files = []
-            if csv is not None:
-                self._blobs.publish(csv)
-                files.append(file_rows.insert(tx, _result_file(job, csv)).id)
+            files = [] if csv is None else [file_rows.insert(tx, _result_file(job, csv)).id]
             model_rows.insert(tx, model)
             rows.change(
                 tx,
@@ -329,8 +351,15 @@ class Worker:
                 estimated_finish=None,
                 result_files=files,
             )
+            if csv is not None:
+                self._blobs.publish(csv)
 
-        await self._store.write(store)
+        try:
+            await self._store.write(store)
+        except BaseException:
+            if csv is not None:
+                await csv.discard()
+            raise
 
     async def _fail(self, job: Job, error: JobError, data: Mapping[str, object] | None = None) -> None:
         log.info("%s failed: %s", job.id, error.message)
@@ -354,10 +383,9 @@ class Worker:
         """The job has ended: stops what may still run at its provider and frees what only a running job needs."""
         provider = self._providers[job.spec.provider]
         handle = job.handle or await provider.find(job.id)
-        if handle is not None:
-            if job.status is not JobStatus.SUCCEEDED:
-                await provider.cancel(handle)
-            await provider.release(handle)
+        if handle is not None and job.status is not JobStatus.SUCCEEDED:
+            await provider.cancel(handle)
+        await provider.release(job.id)
 
         def store(tx: Tx) -> None:
             rows.let_go(tx, job)
@@ -437,6 +465,10 @@ def _result_file(job: Job, csv: Receiving) -> File:
 
 async def _receive(blobs: Blobs, path: Path) -> Receiving:
     received = blobs.receive(limit=2**40)
-    await received.write(await asyncio.to_thread(path.read_bytes))
-    await received.sync()
+    try:
+        await received.write(await asyncio.to_thread(path.read_bytes))
+        await received.sync()
+    except BaseException:
+        await received.discard()
+        raise
     return received

@@ -11,6 +11,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 import tuneway.store
+from tuneway.errors import StartError
 from tuneway.store import Store, schema
 
 
@@ -49,6 +50,6 @@ def test_a_database_of_a_newer_tuneway_is_refused(database: Path) -> None:
         connection.execute(sqlalchemy.text("update alembic_version set version_num = '9999'"))
     engine.dispose()
     store = Store(database)
-    with pytest.raises(RuntimeError, match="newer Tuneway"):
+    with pytest.raises(StartError, match="newer Tuneway"):
         store.open()
     store.close()

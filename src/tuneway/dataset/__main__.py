@@ -1,6 +1,6 @@
 """`python -m tuneway.dataset`: checks files in a process of its own, so that a large one cannot slow the gateway.
 
-Reads one JSON object from standard input:
+Reads one line of JSON from standard input, and ends when that ends, as it does with the gateway:
     {"files": [{"path": …, "kind": "training" | "validation", "tokens": path | null}, …],
      "renderer": prepared base folder | null, "context_length": n}
 and prints one line per file, in their order: Report.to_json(). Exit status 0 means that there are reports, whatever
@@ -10,7 +10,9 @@ they say of the data; 1 means that the check itself could not be done, and the l
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from tuneway.dataset.template import Renderer
 
 def main() -> int:
     try:
-        request = json.load(sys.stdin)
+        request = json.loads(sys.stdin.readline())
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
         renderer = None if request["renderer"] is None else Renderer(Path(request["renderer"]))
         for file in request["files"]:
             report = _check(file, renderer, request["context_length"])
@@ -30,6 +33,11 @@ def main() -> int:
         print(f"tuneway.dataset: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.read()
+    os._exit(1)
 
 
 def _check(file: dict[str, Any], renderer: Renderer | None, context_length: int) -> Report:

@@ -92,8 +92,11 @@ class Provider(Protocol):
         """Stops the job for good; returns when it is gone. Cancelling what has ended is no error."""
         ...
 
-    async def release(self, handle: JobHandle) -> None:
-        """The job has ended and its result is stored: frees what only a running job needs, such as resume points."""
+    async def release(self, key: str) -> None:
+        """The job has ended and its result is stored: frees what only a running job needs, such as resume points.
+
+        Called once for every job, also for one that was never launched.
+        """
         ...
 
     async def settle(self, model: Model) -> None:

@@ -89,7 +89,7 @@ class Fake:
 
     async def poll(self, handle: JobHandle, cursor: str | None) -> JobUpdate:
         """The first look sees step 1, the second one step 2 and the result."""
-        step = int(cursor or 0) + 1
+        step = min(int(cursor or 0) + 1, 2)
         now, loss = int(time.time()), _LOSSES[step]
         event = NewEvent(
             f"step:{step}",
@@ -109,8 +109,8 @@ class Fake:
     async def cancel(self, handle: JobHandle) -> None:
         """Nothing runs."""
 
-    async def release(self, handle: JobHandle) -> None:
-        self._csv(handle.provider_job_id).unlink(missing_ok=True)
+    async def release(self, key: str) -> None:
+        self._csv(key).unlink(missing_ok=True)
 
     async def settle(self, model: Model) -> None:
         await self.upstream(model.base, model)
@@ -141,15 +141,16 @@ class Fake:
         if self._sockets is not None:
             self._sockets.cleanup()
         self._sockets = tempfile.TemporaryDirectory(prefix="tuneway-fake-")
-        self._child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tuneway.providers.fake", f"{self._sockets.name}/fake.sock"),
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "tuneway.providers.fake", f"{self._sockets.name}/fake.sock"),
             stdin=PIPE,
             stdout=PIPE,
             start_new_session=True,
         )
-        assert self._child.stdout is not None
-        if not await self._child.stdout.readline():
+        assert child.stdout is not None
+        if not await child.stdout.readline():
             raise EngineUnavailable("The fake upstream did not start.")
+        self._child = child
 
 
 # ------------------------------------------------------------------------------------------------------ its upstream

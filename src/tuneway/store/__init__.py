@@ -50,7 +50,7 @@ class Store:
         self._readers = _engine(f"sqlite:///{path}", pool_size=_READERS, read_only=True)
 
     def open(self) -> None:
-        """Brings the schema to its newest form. Raises RuntimeError for a database of a newer Tuneway."""
+        """Brings the schema to its newest form. Raises StartError for a database of a newer Tuneway."""
         self._writer_thread.submit(self._migrate).result()
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -69,7 +69,7 @@ class Store:
                 later()
             return found
 
-        return await asyncio.get_running_loop().run_in_executor(self._writer_thread, run)
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer_thread, run))
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `function` on a read-only connection, with one view of the database throughout."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, exists, func, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
 
 from tuneway.store.schema import effects, idempotency_keys, job_events, jobs
@@ -77,7 +77,8 @@ def page(
     if metadata is not None and not metadata:
         query = query.where(jobs.c.metadata.is_(None))
     for key, value in (metadata or {}).items():
-        query = query.where(jobs.c.metadata[key].as_string() == value)
+        pair = func.json_each(jobs.c.metadata).table_valued("key", "value")  # a path would have to quote the key
+        query = query.where(select(pair.c.key).where(pair.c.key == key, pair.c.value == value).exists())
     rows = tx.execute(query).all()
     return Page(tuple(_job(row) for row in rows[:limit]), len(rows) > limit)
 
@@ -142,32 +143,43 @@ def cancel(tx: Connection, project: str, job_id: str, event: NewEvent) -> Job | 
 
 def recover(tx: Connection, placement: str) -> None:
     """At start: drops the leases of a gateway that is gone, and its count of stalls (that was not the jobs' fault)."""
-    tx.execute(update(jobs).where(jobs.c.placement == placement).values(lease_until=0, stalls=0, stalled_at_step=None))
+    at_work = (jobs.c.released == 0) & (jobs.c.placement == placement)
+    tx.execute(update(jobs).where(at_work).values(lease_until=0, stalls=0, stalled_at_step=None))
 
 
-def claim(tx: Connection, *, placement: str, owner: str, now: int, lease: int, slots: int, checks: int) -> list[Job]:
-    """Leases to `owner` everything that can be worked on now.
+def claim(
+    tx: Connection,
+    *,
+    placement: str,
+    owner: str,
+    now: int,
+    lease: int,
+    slots: int,
+    checks: int,
+    carried: Collection[str] = (),
+) -> list[Job]:
+    """Leases to `owner` everything that can be worked on now, but for those that it is `carried` already.
 
     That is: at most `checks` jobs whose files are being checked, queued ones while fewer than `slots` are started,
-    started ones, and ended ones that still hold something at their provider.
+    started ones, and ended ones that were not released yet. A job that waits for its next try holds no place.
     """
-    here = jobs.c.placement == placement
-    free = jobs.c.lease_until <= now
-    holds = jobs.c.provider_job_id.is_not(None) | _has_open_launch()
-    busy = or_(jobs.c.status == JobStatus.RUNNING, holds, (jobs.c.status == JobStatus.QUEUED) & ~free)
+    here = (jobs.c.placement == placement) & (jobs.c.released == 0)
+    leased = (jobs.c.lease_until > now) & jobs.c.lease_owner.is_not(None)
+    free = (jobs.c.lease_until <= now) & jobs.c.id.not_in(carried)
+    started = (jobs.c.status == JobStatus.RUNNING) | jobs.c.provider_job_id.is_not(None) | _has_open_launch()
     checking = here & (jobs.c.status == JobStatus.VALIDATING_FILES)
+    waiting = here & (jobs.c.status == JobStatus.QUEUED)
 
     def number(where: ColumnElement[bool]) -> int:
         return tx.scalar(select(func.count()).select_from(jobs).where(where)) or 0
 
-    # A queued job that holds something was being launched when a gateway died: it has its slot already.
-    waiting = here & free & (jobs.c.status == JobStatus.QUEUED)
     wanted = [
-        (checking & free, checks - number(checking & ~free)),
-        (waiting & holds, slots),
-        (waiting & ~holds, slots - number(here & busy)),
+        (checking & free, checks - number(checking & leased)),
+        # A queued job that is started was being launched when a gateway died: it has its slot already.
+        (waiting & free & started, slots),
+        (waiting & free & ~started, slots - number(here & started) - number(waiting & leased & ~started)),
         (here & free & (jobs.c.status == JobStatus.RUNNING), None),
-        (here & free & jobs.c.status.in_(TERMINAL_STATUSES) & holds, None),
+        (here & free & jobs.c.status.in_(TERMINAL_STATUSES), None),
     ]
     ids: list[str] = []
     for where, limit in wanted:
@@ -222,8 +234,8 @@ def hold(tx: Connection, job: Job, handle: JobHandle) -> None:
 
 
 def let_go(tx: Connection, job: Job) -> None:
-    """The job holds nothing at its provider any more."""
-    tx.execute(update(jobs).where(jobs.c.id == job.id).values(provider_job_id=None))
+    """The job has ended and holds nothing at its provider any more: no worker needs to look at it again."""
+    tx.execute(update(jobs).where(jobs.c.id == job.id).values(provider_job_id=None, released=1))
     tx.execute(update(effects).where(effects.c.job_id == job.id, effects.c.kind == LAUNCH).values(state="released"))
 
 

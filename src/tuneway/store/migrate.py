@@ -9,6 +9,8 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
+from tuneway.errors import StartError
+
 
 def upgrade(tx: Connection) -> None:
     """Brings the database to the newest schema, in the transaction of `tx`."""
@@ -18,4 +20,4 @@ def upgrade(tx: Connection) -> None:
     try:
         command.upgrade(config, "head")
     except CommandError as error:
-        raise RuntimeError(f"The database was made by a newer Tuneway ({error}). Install that version.") from error
+        raise StartError(f"The database was made by a newer Tuneway ({error}). Install that version.") from error

@@ -75,10 +75,11 @@ jobs = Table(
     Column("stalls", Integer, nullable=False, server_default="0"),
     Column("stalled_at_step", Integer),
     Column("fence", Integer, nullable=False, server_default="0"),
+    Column("released", Integer, nullable=False, server_default="0"),
     Column("lease_owner", String),
     Column("lease_until", BigInteger, nullable=False, server_default="0"),
     Index("jobs_by_project", "project_id", "seq"),
-    Index("jobs_by_status", "status", "placement"),
+    Index("jobs_at_work", "released", "placement", "status"),
     sqlite_autoincrement=True,
 )
 

@@ -80,9 +80,11 @@ def main(argv: list[str]) -> int:
         _warn_of_other_versions(spec, journal)
         # torch's thread pools and the hub client read these once, at import.
         os.environ["OMP_NUM_THREADS"] = str(spec.threads)
+        # libgomp's threads spin 300,000 times before they sleep. On a machine that also chats, or tests, a step took up
+        # to ten times as long by that; with this many spins a free machine is as fast as before.
+        os.environ["GOMP_SPINCOUNT"] = "20000"
         # Threads that wait for each other sleep, they do not spin. Spinning gains nothing measurable on a free machine;
         # on one that also chats, or tests, steps took up to ten times as long with it.
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ["HF_HUB_OFFLINE"] = "1"
         from tuneway.trainer.job import run_job  # takes seconds: after the first event
 

@@ -118,7 +118,12 @@ def _train(
                 f"ckpt:{step.step}",
                 f"Checkpoint created at step {step.step}",
                 type="checkpoint",
-                data={"step": step.step, "path": where, "metrics": {"step": step.step, **metrics(step)}},
+                data={
+                    "step": step.step,
+                    "total_steps": step.total_steps,
+                    "path": where,
+                    "metrics": {"step": step.step, **metrics(step)},
+                },
             )
             run.prune(CHECKPOINTS, CHECKPOINTS_KEPT)
         if step.epoch_ends or time.monotonic() - saved_at >= RESUME_SECONDS:

@@ -218,6 +218,7 @@ class _Generation:
                     # generation was measured at 3 tokens/s with spinning threads, at 57 with sleeping ones.
                     "OMP_WAIT_POLICY=PASSIVE",
                     sys.executable,
+                    "-P",  # nothing is imported from the folder that the gateway happens to be started in
                     "-m",
                     "tuneway.inference",
                     stdin=asyncio.subprocess.PIPE,

@@ -29,7 +29,7 @@ class Executor:
             return
         with open(run.path / LOG, "ab") as log:
             self._children[run.path] = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "tuneway.trainer", str(run.path)],
+                [sys.executable, "-P", "-m", "tuneway.trainer", str(run.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -53,22 +53,19 @@ class Executor:
         _signal(pid, how)
         try:
             async with asyncio.timeout(grace):
-                await self._gone(run, pid)
+                await self._gone(run)
         except TimeoutError:
-            _signal(pid, signal.SIGKILL)
-            await self._gone(run, pid)
+            while (pid := self.pid(run)) is not None:
+                _signal(pid, signal.SIGKILL)
+                await asyncio.sleep(_LOOK_SECONDS)
 
-    async def stop_all(self, how: signal.Signals, grace: float) -> None:
-        """`stop` for every trainer that this executor started."""
-        await asyncio.gather(*(self.stop(RunDir(path), how, grace) for path in list(self._children)))
-
-    async def _gone(self, run: RunDir, pid: int) -> None:
-        while self.pid(run) == pid:
+    async def _gone(self, run: RunDir) -> None:
+        while self.pid(run) is not None:
             await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _signal(pid: int, how: signal.Signals) -> None:
     try:
         os.killpg(pid, how)  # the trainer leads its session, so its process id is its group's
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # gone, or on macOS a group of nothing but zombies
         return

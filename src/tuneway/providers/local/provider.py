@@ -6,6 +6,8 @@ Knows the seam, run directories, the catalogue and the engines. Never imports to
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -66,6 +68,7 @@ class Local:
         return [BaseModel(entry.name, self.name, entry.description, entry.created) for entry in entries]
 
     async def prepare(self, base: str, report: Report) -> Preparation:
+        _need_modules()
         folder = await self._catalogue.ready(base, report)
         return Preparation(_context_length(folder), renderer=folder)
 
@@ -132,10 +135,13 @@ class Local:
             run.write_control(Control("cancel", control.attempt))
         await self._executor.stop(run, signal.SIGKILL, grace=STOP_SECONDS)
 
-    async def release(self, handle: JobHandle) -> None:
-        run = self._run(handle.provider_job_id)
+    async def release(self, key: str) -> None:
+        run = self._run(key)
+        await self._executor.stop(run, signal.SIGTERM, grace=STOP_SECONDS)  # one with a result is about to end
         for folder in (rundir.STATE, "data"):
             await asyncio.to_thread(shutil.rmtree, run.path / folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            run.path.rmdir()  # of a job that was never launched
 
     async def settle(self, model: Model) -> None:
         await self._engines.settle(await self._base(model.base), self._adapter(model))
@@ -146,10 +152,17 @@ class Local:
 
     async def forget(self, model: Model) -> None:
         self._engines.forget(model.id)
-        await asyncio.to_thread(shutil.rmtree, self._data / model.upstream_model, ignore_errors=True)
+        folders = [self._data / model.upstream_model]
+        if folders[0].name == rundir.ADAPTER:  # the checkpoint of the last step is the same model
+            folders += [path for _, path in list(RunDir(folders[0].parent).steps(rundir.CHECKPOINTS))[-1:]]
+        for folder in folders:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def close(self) -> None:
-        await asyncio.gather(self._executor.stop_all(signal.SIGTERM, STOP_SECONDS), self._engines.close())
+        # Also the trainers that an earlier gateway started.
+        runs = [RunDir(path) for path in (self._data / "runs").glob("*")]
+        stops = [self._executor.stop(run, signal.SIGTERM, STOP_SECONDS) for run in runs]
+        await asyncio.gather(self._engines.close(), *stops)
 
     # ------------------------------------------------------------------------------------------------------- details
 
@@ -208,7 +221,7 @@ class Local:
                         metrics=data["metrics"],
                         upstream_model=self._relative(run.path / data["path"]),
                         created_at=line["created_at"],
-                        final=progress is not None and data["step"] == progress.total_steps,
+                        final=data["step"] == data["total_steps"],
                     )
                 )
                 continue
@@ -241,6 +254,15 @@ def auto_batch_size(n_examples: int) -> int:
 def available_threads() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _need_modules() -> None:
+    missing = [name for name in ("torch", "transformers", "safetensors") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise JobFailure(
+            f"This machine cannot train yet: {', '.join(missing)} not installed. Run `make install`, or "
+            "`pip install torch --index-url https://download.pytorch.org/whl/cpu` and `pip install 'tuneway[local]'`."
+        )
 
 
 def _context_length(folder: Path) -> int:

@@ -68,13 +68,14 @@ def upgrade() -> None:
             sa.Column("stalls", sa.Integer, nullable=False, server_default="0"),
             sa.Column("stalled_at_step", sa.Integer),
             sa.Column("fence", sa.Integer, nullable=False, server_default="0"),
+            sa.Column("released", sa.Integer, nullable=False, server_default="0"),
             sa.Column("lease_owner", sa.String),
             sa.Column("lease_until", _Time, nullable=False, server_default="0"),
         ),
         sqlite_autoincrement=True,
     )
     op.create_index("jobs_by_project", "jobs", ["project_id", "seq"])
-    op.create_index("jobs_by_status", "jobs", ["status", "placement"])
+    op.create_index("jobs_at_work", "jobs", ["released", "placement", "status"])
     op.create_table(
         "job_events",
         *_owned(
