@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_base import write_base
 
+from tests.unit.tiny_renderer import write_base
 from tuneway.dataset.check import MAX_LINE_BYTES, Kind, check
 from tuneway.dataset.report import Report
 from tuneway.dataset.template import Renderer
@@ -371,15 +372,27 @@ def test_no_line_breaks_the_check_or_is_left_out(
 # ------------------------------------------------------------------------------------------- python -m tuneway.dataset
 
 
-def run_child(request: Any, limit: str = "") -> subprocess.CompletedProcess[str]:
-    command = f'{limit} exec "$0" -m tuneway.dataset'
-    return subprocess.run(
-        ["/bin/sh", "-c", command, sys.executable],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run_child(request: dict[str, Any], *, limit: str = "") -> subprocess.CompletedProcess[str]:
+    """The check as the gateway runs it: its standard input stays open until it has ended."""
+    command = ["/bin/sh", "-c", f'{limit} exec "$0" -m tuneway.dataset', sys.executable]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdin.write(json.dumps(request) + "\n")
+        child.stdin.flush()
+        out, err = child.stdout.read(), child.stderr.read()
+        return subprocess.CompletedProcess(command, child.wait(), out, err)
+
+
+def test_the_child_ends_with_its_gateway(tmp_path: Path) -> None:
+    fifo = tmp_path / "never-written"
+    os.mkfifo(fifo)
+    request = {"files": [{"path": str(fifo), "kind": "training", "tokens": None}], "renderer": None}
+    command = [sys.executable, "-m", "tuneway.dataset"]
+    done = subprocess.run(command, input=json.dumps({**request, "context_length": 64}) + "\n", text=True, timeout=60)
+    assert done.returncode == 1
 
 
 def test_the_child_prints_a_report_per_file(tmp_path: Path, base: Path, renderer: Renderer) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_base import CHATML, SPECIAL, write_base
 
+from tests.unit.tiny_renderer import CHATML, SPECIAL, write_base
 from tuneway.dataset.messages import Turn, normalise
 from tuneway.dataset.template import NONCHARACTERS, InvalidMessages, Renderer
 
