@@ -1,4 +1,4 @@
-"""How much faster tree batches train than a plain padded loop: `python bench/training.py BASE_FOLDER [CHATS.jsonl]`.
+"""How much faster tree batches train than a plain padded loop: `python bench/training.py [CHATS.jsonl]`.
 
 Both are measured in one process and by turns on the same batches, with the same model, adapter, precision and threads;
 they compute the same loss and gradients (tests/trainer/test_batches.py), so steps per second compare as they stand.
@@ -9,6 +9,7 @@ JSON.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import statistics
 import sys
@@ -20,7 +21,9 @@ import torch
 from torch.nn import functional
 
 from tuneway.dataset.template import Renderer
+from tuneway.providers.local.catalogue import ENTRIES, Catalogue
 from tuneway.rundir import TokenExample
+from tuneway.settings import load
 from tuneway.trainer.batches import micro_batches
 from tuneway.trainer.loop import Plan, backward, epoch_order
 from tuneway.trainer.lora import attach
@@ -67,20 +70,30 @@ def seconds(step: Callable[[Base, Sequence[TokenExample]], float], base: Base, b
     return time.perf_counter() - began
 
 
+async def cached_base() -> Path:
+    """The default base model, fetched and prepared where that was not done yet."""
+
+    async def report(message: str) -> None:
+        sys.stderr.write(f"{message}\n")
+
+    return await Catalogue(load(None, {}).cache, ENTRIES).ready(ENTRIES[0].name, report)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("base", type=Path, help="a prepared base folder (python -m tuneway.trainer.prepare)")
     parser.add_argument("chats", type=Path, nargs="?", default=SAMPLE)
+    parser.add_argument("--base", type=Path, help="a prepared base folder; by default the one in the cache")
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    folder = arguments.base or asyncio.run(cached_base())
 
-    renderer = Renderer(arguments.base)
+    renderer = Renderer(folder)
     chats = [json.loads(line) for line in arguments.chats.read_text(encoding="utf-8").splitlines()]
     examples = [renderer.example(chat["messages"]) for chat in chats]
-    base = load_base(arguments.base, torch.float32, torch.device("cpu"))
+    base = load_base(folder, torch.float32, torch.device("cpu"))
     attach(base.body, r=16, lora_alpha=32, seed=0)
 
     order, size = epoch_order(len(examples), 0, 0), arguments.batch_size

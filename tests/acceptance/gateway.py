@@ -84,8 +84,11 @@ class Gateway:
 
     # ------------------------------------------------------------------------------------------------- what it runs
 
+    def children(self, module: str) -> list[psutil.Process]:
+        return [p for p in psutil.Process(self.pid).children() if module in p.cmdline()]
+
     def engines(self) -> list[psutil.Process]:
-        return [p for p in psutil.Process(self.pid).children() if "tuneway.inference" in p.cmdline()]
+        return self.children("tuneway.inference")
 
     def run(self, job: str) -> RunDir:
         return RunDir(self.data / "runs" / job)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 import openai
+import psutil
 import pytest
 
 from tests.acceptance.gateway import (
@@ -20,7 +21,9 @@ from tests.acceptance.gateway import (
     ended,
     events,
     eventually,
+    jsonl,
     reached,
+    rows,
     steps,
     succeeded,
     tune,
@@ -91,6 +94,46 @@ def test_an_orderly_stop_leaves_nothing_running_and_the_job_goes_on(gateway: Gat
     assert not alive(trainer)
     gateway.start()
     whole(gateway, job.id, undisturbed)
+
+
+def test_an_orderly_stop_ends_a_trainer_that_an_earlier_gateway_started(gateway: Gateway) -> None:
+    job = tune(gateway.client, epochs=50)
+    trainer = gateway.trainer(job.id)
+    gateway.kill()
+    gateway.start()
+    assert gateway.stop() == 0
+    assert not alive(trainer)
+
+
+def test_ctrl_c_while_files_are_checked_costs_nothing(gateway: Gateway) -> None:
+    many = jsonl(rows() * 4000)
+    job = tune(gateway.client, upload(gateway.client, many), epochs=1)
+    (check,) = eventually(lambda: gateway.children("tuneway.dataset"))
+    os.kill(gateway.pid, signal.SIGINT)
+    gateway.stop()
+    assert not alive(check.pid)
+    gateway.start()
+    eventually(lambda: [event for event in events(gateway.client, job.id) if "has 48000 examples" in event.message])
+
+
+def test_a_killed_check_is_tried_again(gateway: Gateway) -> None:
+    job = tune(gateway.client, upload(gateway.client, jsonl(rows() * 4000)), epochs=1)
+    (check,) = eventually(lambda: gateway.children("tuneway.dataset"))
+    check.kill()
+    eventually(lambda: [event for event in events(gateway.client, job.id) if "has 48000 examples" in event.message])
+
+
+def test_nothing_is_left_of_a_job_but_what_it_made(gateway: Gateway) -> None:
+    client = gateway.client
+    done = succeeded(client, tune(client, epochs=1).id)
+    run = gateway.run(done.id).path
+    eventually(lambda: not (run / "state").exists() and not (run / "data").exists())
+    assert [p.pid for p in psutil.Process(gateway.pid).children() if p.status() == psutil.STATUS_ZOMBIE] == []
+    client.models.delete(done.fine_tuned_model or "")
+    assert not list(run.rglob("*.safetensors"))
+    failed = tune(client, upload(client, jsonl(rows(3))))
+    ended(client, failed.id)
+    eventually(lambda: not gateway.run(failed.id).path.exists())
 
 
 def test_a_cancelled_jobs_trainer_is_gone_in_ten_seconds(gateway: Gateway) -> None:

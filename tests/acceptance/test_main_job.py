@@ -169,6 +169,19 @@ def test_a_file_deleted_while_its_job_runs_is_kept_until_the_end(gateway: Gatewa
     assert client.files.content(done.result_files[0]).text
 
 
+def test_the_fake_provider_needs_no_model_at_all(shared: Gateway) -> None:
+    client = shared.client
+    job = client.fine_tuning.jobs.create(model="fake-1", training_file=upload(client), suffix="demo")
+    done = succeeded(client, job.id)
+    assert done.fine_tuned_model is not None
+    assert ask(client, done.fine_tuned_model, "one two three") == "three two one"
+    pieces = client.chat.completions.create(
+        model=done.fine_tuned_model, messages=[{"role": "user", "content": "one two three"}], stream=True
+    )
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "three two one"
+    assert client.files.content(done.result_files[0]).text.startswith("step,")
+
+
 def test_the_gateway_serves_without_torch(shared: Gateway) -> None:
     maps = Path(f"/proc/{shared.pid}/maps")
     if not maps.exists():

@@ -38,10 +38,9 @@ def insert(store: Store) -> Callable[..., Job]:
     return insert
 
 
-def claim(store: Store, *, slots: int = 1, checks: int = 2, now: int = 1000, owner: str = "me") -> list[Job]:
-    return asyncio.run(
-        store.write(jobs.claim, placement="local", owner=owner, now=now, lease=30, slots=slots, checks=checks)
-    )
+def claim(store: Store, *, now: int = 1000, owner: str = "me", slots: int = 1, **more: Any) -> list[Job]:
+    options = {"placement": "local", "owner": owner, "now": now, "lease": 30, "slots": slots, "checks": 2, **more}
+    return asyncio.run(store.write(lambda tx: jobs.claim(tx, **options)))
 
 
 def test_a_job_comes_back_as_it_was_stored(store: Store) -> None:
@@ -90,6 +89,30 @@ def test_a_started_job_keeps_its_slot_until_it_holds_nothing(store: Store, inser
     assert [job.id for job in claim(store)] == [second.id]
 
 
+def test_a_clock_that_jumps_claims_nothing_twice(store: Store, insert: Callable[..., Job]) -> None:
+    job = insert(JobStatus.RUNNING)
+    assert [found.id for found in claim(store, now=1000)] == [job.id]
+    assert claim(store, now=9000, carried=[job.id]) == []
+    assert [found.id for found in claim(store, now=9000)] == [job.id]
+
+
+def test_a_job_that_waits_for_its_next_try_holds_no_place(store: Store, insert: Callable[..., Job]) -> None:
+    first, second, third = insert(), insert(), insert()
+    for job in claim(store, checks=2):
+        asyncio.run(store.write(jobs.release, job, until=2000))
+    assert [job.id for job in claim(store, checks=2)] == [third.id]
+    assert [job.id for job in claim(store, now=2000, checks=2)] == [first.id, second.id]
+
+
+def test_every_ended_job_is_released_once(store: Store, insert: Callable[..., Job]) -> None:
+    job = insert()
+    asyncio.run(store.write(jobs.cancel, PROJECT, job.id, NewEvent("cancelled", "", 1)))
+    (claimed,) = claim(store)
+    asyncio.run(store.write(jobs.let_go, claimed))
+    asyncio.run(store.write(jobs.release, claimed))
+    assert claim(store, now=9000) == []
+
+
 def test_an_intended_launch_is_seen_until_it_is_confirmed(store: Store, insert: Callable[..., Job]) -> None:
     job, other = insert(JobStatus.QUEUED), insert(JobStatus.QUEUED)
     asyncio.run(store.write(jobs.intend, job, ids.effect_id(), 1))
@@ -125,7 +148,7 @@ def test_events_are_stored_once_and_listed_newest_first(store: Store, insert: Ca
 
 def test_jobs_are_filtered_by_metadata(store: Store, insert: Callable[..., Job]) -> None:
     plain = insert()
-    ours = insert(metadata={"team": "ours", "k": 'quo"te'})
+    ours = insert(metadata={"team": "ours", 'k".$': 'quo"te'})
 
     def listed(metadata: dict[str, str] | None) -> list[str]:
         page = asyncio.run(store.read(jobs.page, PROJECT, after=None, limit=10, metadata=metadata))
@@ -133,7 +156,7 @@ def test_jobs_are_filtered_by_metadata(store: Store, insert: Callable[..., Job])
         return [job.id for job in page.data]
 
     assert listed(None) == [ours.id, plain.id]
-    assert listed({"team": "ours", "k": 'quo"te'}) == [ours.id]
+    assert listed({"team": "ours", 'k".$': 'quo"te'}) == [ours.id]
     assert listed({"team": "theirs"}) == []
     assert listed({}) == [plain.id]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 2
 """Requests in flight: what one engine answers at the same time by default."""
-LONGEST_ANSWER = 64
+LONGEST_ANSWER = 40
 """Tokens; the expected answers have fewer."""
 CATEGORY = "category"
 
