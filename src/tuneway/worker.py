@@ -140,12 +140,13 @@ class Worker:
     async def _tell_places(self, placement: str) -> None:
         """An event, once, for each job that has to wait; its place as it changes is the API's to show."""
         waiting = await self._store.read(rows.queued, placement)
-        told = self._told[placement]
+        told = self._told[placement] & {job.id for job in waiting}
         for place, job in enumerate((job for job in waiting if job.id not in self._tasks), start=1):
             if job.id not in told:
                 message = f"Waiting for a free place: number {place} in the queue"
                 await self._store.write(rows.add_events, job, [NewEvent("waiting", message, _now())])
-        self._told[placement] = {job.id for job in waiting}
+                told.add(job.id)
+        self._told[placement] = told
 
     async def _renew_leases(self) -> None:
         while True:
