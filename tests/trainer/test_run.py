@@ -123,6 +123,7 @@ def test_what_a_run_leaves(undisturbed: RunDir, chats: list[TokenExample]) -> No
     assert checkpoint["type"] == "checkpoint"
     assert checkpoint["data"] == {
         "step": 24,
+        "total_steps": 24,
         "path": "checkpoints/step-00000024",
         "metrics": {name: value for name, value in last["data"].items() if name != "total_steps"},
     }
