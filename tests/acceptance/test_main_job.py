@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx2
 import openai
 import pytest
 
@@ -180,6 +181,11 @@ def test_the_fake_provider_needs_no_model_at_all(shared: Gateway) -> None:
     )
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "three two one"
     assert client.files.content(done.result_files[0]).text.startswith("step,")
+    url = f"{shared.url}/chat/completions"
+    twice = b'{"model": "fake-1", "model": "fake-1", "messages": [{"role": "user", "content": "x"}]}'
+    for body in (twice, b'{"model": "fake-1"}', b'{"model": "fake-1", "messages": [], "tools": []}'):
+        refused = httpx2.post(url, content=body, headers={"content-type": "application/json"})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
 def test_the_gateway_serves_without_torch(shared: Gateway) -> None:

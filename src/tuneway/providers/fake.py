@@ -21,7 +21,8 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
-from tuneway.errors import EngineUnavailable
+from tuneway.dataset.messages import InvalidMessages, normalise
+from tuneway.errors import EngineUnavailable, InvalidRequest, UnknownField
 from tuneway.providers.base import Capabilities, Preparation, Report
 from tuneway.types import (
     AUTO,
@@ -156,13 +157,46 @@ class Fake:
 # ------------------------------------------------------------------------------------------------------ its upstream
 
 
+_WITHOUT_EFFECT = {"temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed", "user", "metadata"}
+
+
+def _understood(body: bytes) -> tuple[dict[str, Any], list[str]]:
+    """The request and what its user messages say. Raises InvalidRequest."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise InvalidRequest("The body has a key twice. Send each once.", code="duplicate_key")
+        return found
+
+    try:
+        request = json.loads(body, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest("The body is not valid JSON.") from error
+    unknown = sorted(request.keys() - _WITHOUT_EFFECT - {"model", "messages", "stream"})
+    if unknown:
+        raise UnknownField(f"The fake provider does not know '{unknown[0]}'.", param=unknown[0])
+    if not request.get("messages"):
+        raise InvalidRequest("Missing required parameter: 'messages'.", param="messages")
+    try:
+        turns = normalise(request["messages"])
+    except InvalidMessages as error:
+        raise InvalidRequest(error.message, param=error.param) from error
+    return request, [turn.content for turn in turns if turn.role == "user"]
+
+
 class _Upstream(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    _ignored = ""
 
     def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        said = [m["content"] for m in request["messages"] if m["role"] == "user" and isinstance(m["content"], str)]
+        try:
+            request, said = _understood(self.rfile.read(int(self.headers["content-length"])))
+        except InvalidRequest as error:
+            self._send("application/json", json.dumps(error.envelope()).encode(), error.status)
+            return
         text = " ".join(reversed(said[-1].split())) if said else ""
+        self._ignored = ", ".join(sorted(request.keys() & _WITHOUT_EFFECT))
         frame = {"id": "chatcmpl-fake", "created": int(time.time()), "model": self.headers["x-tuneway-model"]}
         if request.get("stream"):
             self._stream(frame, text)
@@ -192,9 +226,11 @@ class _Upstream(BaseHTTPRequestHandler):
             lines.append(f"data: {json.dumps(chunk)}\n\n")
         self._send("text/event-stream; charset=utf-8", "".join([*lines, "data: [DONE]\n\n"]).encode())
 
-    def _send(self, kind: str, body: bytes) -> None:
-        self.send_response(200)
+    def _send(self, kind: str, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("content-type", kind)
+        if self._ignored:
+            self.send_header("x-tuneway-ignored", self._ignored)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
