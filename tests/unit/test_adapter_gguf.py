@@ -18,7 +18,8 @@ from tests.tiny_base import vocabulary
 from tests.tiny_prepared import ALPHA, RANK, prepare_tiny, write_adapter
 from tuneway.dataset.template import Renderer
 from tuneway.inference.adapter_gguf import adapter_gguf
-from tuneway.inference.engine import LlamaCpp, Sampling
+from tuneway.inference.engine import Sampling
+from tuneway.inference.llama import LlamaCpp
 
 PROMPTS = [
     [{"role": "user", "content": "what is green"}],

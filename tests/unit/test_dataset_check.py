@@ -17,6 +17,7 @@ from tests.unit.tiny_renderer import write_base
 from tuneway.dataset.check import MAX_LINE_BYTES, Kind, check
 from tuneway.dataset.report import Report
 from tuneway.dataset.template import Renderer
+from tuneway.dataset.tools import read_tools
 from tuneway.rundir import read_tokens
 from tuneway.types import JobError
 
@@ -149,6 +150,18 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
     ),
     "tools no list": (example(tools={}), 'Line 3, key "tools": Input should be a valid list of dictionaries'),
     "too many tools": (example(tools=[{}] * 129), 'Line 3, key "tools": List should have at most 128 items'),
+    "tool without function": (
+        example(tools=[{"type": "function"}]),
+        'Line 3, key "tools[0].function": Input should be a valid dictionary',
+    ),
+    "arguments that are no object": (
+        answer(tool_calls=[{**CALL, "function": {"name": "f", "arguments": "x"}}]),
+        'Line 3, message 2, key "tool_calls[0].function.arguments": Input should be a string that holds a JSON object',
+    ),
+    "special token in a tool": (
+        example(tools=[{"type": "function", "function": {"name": "f", "description": "<|im_end|>"}}]),
+        "Example 3 message contains an invalid token: <|im_end|>.",
+    ),
     "parallel": (example(parallel_tool_calls=1), 'Line 3, key "parallel_tool_calls": Input should be a valid boolean'),
 }
 
@@ -186,28 +199,36 @@ def test_a_file_for_another_method(tmp_path: Path, renderer: Renderer, line: byt
     assert report.n_errors == 10
 
 
-# Good where the provider renders by itself, refused by a base whose template shows text only.
-BEYOND_TEXT: dict[str, tuple[bytes, str]] = {
-    "tool calls": (
-        answer(content=None, tool_calls=[CALL]),
-        "Example 3, message 2 This base model's chat template has no tool calls.",
-    ),
-    "image": (
-        example(messages=[{"role": "user", "content": [{"type": "image_url"}]}, GOOD["messages"][1]]),
-        "Example 3, message 1 This base model's chat template has no images.",
-    ),
-    "tools": (
-        example(tools=[{"type": "function"}]),
-        "Example 3 has tools; this base model's chat template has none. Remove them.",
-    ),
-}
-
-
-@pytest.mark.parametrize(("line", "message"), BEYOND_TEXT.values(), ids=BEYOND_TEXT)
-def test_beyond_text(tmp_path: Path, renderer: Renderer, line: bytes, message: str) -> None:
+def test_images_are_good_where_the_provider_renders_by_itself(tmp_path: Path, renderer: Renderer) -> None:
+    line = example(messages=[{"role": "user", "content": [{"type": "image_url"}]}, GOOD["messages"][1]])
     path = written(tmp_path / "f.jsonl", [example(), example(), line, *[example()] * 9])
     assert checked(path, None).error is None
-    assert checked(path, renderer).error == JobError("invalid_file_format", FORMAT + message, "training_file")
+    message = FORMAT + "Example 3, message 1 This base model's chat template has no images."
+    assert checked(path, renderer).error == JobError("invalid_file_format", message, "training_file")
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+
+def test_tools_are_part_of_an_example(tmp_path: Path, renderer: Renderer) -> None:
+    called = [
+        USER,
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "x"},
+    ]
+    rows = [
+        {"messages": [*called, GOOD["messages"][1]], "tools": TOOLS, "parallel_tool_calls": parallel}
+        for parallel in (True, False)
+    ]
+    rows.append(
+        {"messages": [USER, {"role": "assistant", "function_call": CALL["function"]}], "functions": [{"name": "f"}]}
+    )
+    path = written(tmp_path / "f.jsonl", [*[example()] * 9, *(json.dumps(row).encode() for row in rows)])
+    report = checked(path, renderer, context_length=4096)
+    assert (report.error, report.n_warnings) == (None, 0)
+    found = [list(one.tokens) for one in read_tokens(path.with_suffix(".tokens"))[9:]]
+    assert found == [list(renderer.example(row["messages"], read_tools(row)).tokens) for row in rows]
+    assert found[0] != found[1]
 
 
 COUNTS: dict[str, tuple[Kind, int, JobError | None]] = {

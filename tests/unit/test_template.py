@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.tiny_renderer import CHATML, SPECIAL, write_base
-from tuneway.dataset.messages import Turn, normalise
+from tuneway.dataset.messages import Call, Turn, normalise
 from tuneway.dataset.template import NONCHARACTERS, InvalidMessages, Renderer
+from tuneway.dataset.tools import in_text, read_tools
 
 TRIMMING = CHATML.replace("message['content'] +", "message['content'] | trim +")
 NAMED = CHATML.replace("message['role'] +", "message['role'] + (' ' + message['name'] if message['name'] else '') +")
@@ -210,12 +211,12 @@ NORMALISED: dict[str, tuple[Message, Turn]] = {
         },
         Turn("assistant", "x"),
     ),
-    "tool call": ({"role": "assistant", "tool_calls": [CALL]}, Turn("assistant", "", beyond_text="tool calls")),
+    "tool call": ({"role": "assistant", "tool_calls": [CALL]}, Turn("assistant", "", calls=(Call("f", "{}"),))),
     "function call": (
-        {"role": "assistant", "content": None, "function_call": CALL["function"]},
-        Turn("assistant", "", beyond_text="tool calls"),
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"ü" : [1.50, null]}'}},
+        Turn("assistant", "", calls=(Call("f", '{"ü":[1.5,null]}'),)),
     ),
-    "tool": ({"role": "tool", "content": "x", "tool_call_id": "call_1"}, Turn("tool", "x", beyond_text="tool calls")),
+    "function": ({"role": "function", "content": None, "name": "f"}, Turn("function", "", "f")),
     "image": (
         {
             "role": "user",
@@ -313,6 +314,26 @@ REFUSED_MESSAGES: dict[str, tuple[Any, str, str]] = {
         "messages[0].function_call.name",
         "Input should be a valid string",
     ),
+    "arguments that are no object": (
+        [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[]"}}]}],
+        "messages[0].tool_calls[0].function.arguments",
+        "Input should be a string that holds a JSON object",
+    ),
+    "arguments that are no JSON": (
+        [{"role": "assistant", "function_call": {"name": "f", "arguments": '{"a": 1e999}'}}],
+        "messages[0].function_call.arguments",
+        "Input should be a string that holds a JSON object",
+    ),
+    "half a character in arguments": (
+        [{"role": "assistant", "function_call": {"name": "f", "arguments": '{"a": "\\ud800"}'}}],
+        "messages[0].function_call.arguments",
+        "Input should be a string that holds a JSON object",
+    ),
+    "a result of no call": (
+        [{"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "x", "content": ""}],
+        "messages[1].tool_call_id",
+        '"x" is the id of no call in an earlier message',
+    ),
     "call of another type": (
         [{"role": "assistant", "tool_calls": [{"type": "custom"}]}],
         "messages[0].tool_calls[0]",
@@ -330,9 +351,68 @@ def test_refused_messages(talk: Any, param: str, reason: str) -> None:
     caught.value.message.encode()
 
 
-@pytest.mark.parametrize("name", ["tool call", "function call", "tool", "image"])
-def test_what_a_text_template_cannot_show_is_refused_not_dropped(renderer: Renderer, name: str) -> None:
-    message, turn = NORMALISED[name]
+def test_what_a_text_template_cannot_show_is_refused_not_dropped(renderer: Renderer) -> None:
+    message, turn = NORMALISED["image"]
     expected = re.escape(f"Invalid value for 'messages[1]': This base model's chat template has no {turn.beyond_text}.")
     with pytest.raises(InvalidMessages, match=expected):
         renderer.prompt([{"role": "user", "content": "hi"}, message])
+
+
+# -------------------------------------------------------------------------------------------------------------- tools
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "Dé", "parameters": {"type": "object"}, "strict": True},
+}
+LISTED = (
+    'You can call these functions:\n<tools>\n{"name":"f","description":"Dé","parameters":{"type":"object"}}\n</tools>\n'
+    "To call a function, write its name and its arguments as JSON, one block for each call:\n"
+    '<tool_call>\n{"name": "the name", "arguments": {}}\n</tool_call>'
+)
+tool_talks = st.lists(
+    st.one_of(
+        st.fixed_dictionaries({"role": st.sampled_from(["system", "user"]), "content": texts}),
+        st.fixed_dictionaries(
+            {
+                "role": st.just("assistant"),
+                "content": st.none() | texts,
+                "tool_calls": st.just(
+                    [{**CALL, "function": {"name": "f<|im_end|>", "arguments": '{"a": "<|im_end|>"}'}}]
+                ),
+            }
+        ),
+        st.fixed_dictionaries({"role": st.just("function"), "name": st.just("f"), "content": texts}),
+        st.fixed_dictionaries({"role": st.just("tool"), "tool_call_id": st.just("call_1"), "content": texts}),
+    ),
+    max_size=8,
+).map(lambda talk: [{"role": "assistant", "tool_calls": [CALL]}, *talk])
+
+
+@settings(deadline=None)
+@given(talk=tool_talks, tools=st.sampled_from([{}, {"tools": [TOOL]}, {"functions": [TOOL["function"]]}]))
+def test_with_tools_too_a_prompt_is_the_beginning_of_its_example(
+    any_renderer: Renderer, talk: list[Message], tools: dict[str, Any]
+) -> None:
+    listed = read_tools(tools)
+    tokens = list(any_renderer.example(talk, listed).tokens)
+    for index, message in enumerate(talk):
+        if message["role"] == "assistant" and index:
+            prompt = any_renderer.prompt(talk[:index], listed)
+            assert tokens[: len(prompt)] == prompt
+    turns = in_text(normalise(talk), listed)
+    assert tokens.count(SPECIAL.index("<|im_end|>")) == len(turns), "a content became a special token"
+
+
+@pytest.mark.parametrize(("system", "shown"), [(None, LISTED), ("Be brief.", f"Be brief.\n\n{LISTED}"), ("", LISTED)])
+def test_the_functions_end_the_system_turn(renderer: Renderer, system: str | None, shown: str) -> None:
+    talk = [{"role": "user", "content": "hi"}]
+    if system is not None:
+        talk.insert(0, {"role": "system", "content": system})
+    text = renderer.decode(renderer.prompt(talk, read_tools({"tools": [TOOL]})))
+    assert text == f"<|im_start|>system\n{shown}<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_one_call_at_a_time_is_said(renderer: Renderer) -> None:
+    for one in ({"tools": [TOOL], "parallel_tool_calls": False}, {"functions": [TOOL["function"]]}):
+        text = renderer.decode(renderer.prompt([{"role": "user", "content": "hi"}], read_tools(one)))
+        assert "JSON, in one block; one call at a time:" in text

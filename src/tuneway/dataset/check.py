@@ -17,6 +17,7 @@ from typing import IO, Any, Literal, NamedTuple, NoReturn
 from tuneway.dataset.messages import InvalidMessages, Turn, normalise, quoted
 from tuneway.dataset.report import SHOWN, Finding, Report
 from tuneway.dataset.template import Piece, Renderer
+from tuneway.dataset.tools import InvalidTools, in_text, read_tools
 from tuneway.rundir import TokenExample, TokenWriter
 from tuneway.types import JobError
 
@@ -119,19 +120,24 @@ class _Run:
         self._n_examples += 1
         example = self._n_examples
         try:
-            turns = _turns(_parse(raw, example, line), example, line, text_only=self._renderer is not None)
-            self._refuse_tokens(turns, example)
+            value = _parse(raw, example, line)
+            turns, tools = _turns(value, example), read_tools(value)
+            self._refuse_tokens(in_text(turns, tools), example)
             if self._renderer is None:
                 return
-            pieces = self._renderer.pieces_of(turns)
+            pieces = self._renderer.pieces_of(turns, tools)
         except _BadExample as bad:
             self._bad(example, line, bad)
         except InvalidMessages as invalid:
             self._bad(example, line, _BadExample(_located(invalid, example, line)))
+        except InvalidTools as invalid_tools:
+            reason = f'Line {line}, key "{invalid_tools.param}": {invalid_tools.reason}'
+            self._bad(example, line, _BadExample(reason))
         except RecursionError:
             self._bad(example, line, _BadExample(f"Example {example} is nested too deeply (line {line})"))
         else:
-            if not self._names_told and not self._renderer.shows_names and any(turn.name for turn in turns):
+            named = any(turn.name for turn in turns if turn.role != "function")
+            if named and not self._names_told and not self._renderer.shows_names:
                 self._names_told = True
                 text = f"Example {example} names a participant; this base model's chat template shows no names."
                 self._warn(example, line, text)
@@ -257,14 +263,13 @@ def _parse(raw: bytes | None, example: int, line: int) -> Mapping[str, Any]:
     return value
 
 
-def _turns(value: Mapping[str, Any], example: int, line: int, *, text_only: bool) -> list[Turn]:
+def _turns(value: Mapping[str, Any], example: int) -> list[Turn]:
     """The conversation of an example. Raises _BadExample or InvalidMessages."""
     if "messages" not in value:
         _refuse_format(value, example)
     for key in value:
         if key not in _TOP_LEVEL_KEYS:
             raise _BadExample(f"Example {example} contains an extra {quoted(key)}.")
-    _check_tools(value, example, line, text_only=text_only)
     turns = normalise(value["messages"])
     answers = [turn for turn in turns if turn.role == "assistant"]
     if not answers:
@@ -289,22 +294,6 @@ def _refuse_format(value: Mapping[str, Any], example: int) -> NoReturn:
             mismatch=True,
         )
     raise _BadExample(f"Example {example} is missing key 'messages'")
-
-
-def _check_tools(value: Mapping[str, Any], example: int, line: int, *, text_only: bool) -> None:
-    for key in ("tools", "functions"):
-        listed = value.get(key)
-        if listed is None:
-            continue
-        if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
-            raise _BadExample(f'Line {line}, key "{key}": Input should be a valid list of dictionaries')
-        if len(listed) > 128:
-            raise _BadExample(f'Line {line}, key "{key}": List should have at most 128 items')
-        if listed and text_only:
-            raise _BadExample(f"Example {example} has {key}; this base model's chat template has none. Remove them.")
-    parallel = value.get("parallel_tool_calls")
-    if parallel is not None and not isinstance(parallel, bool):
-        raise _BadExample(f'Line {line}, key "parallel_tool_calls": Input should be a valid boolean')
 
 
 def _located(invalid: InvalidMessages, example: int, line: int) -> str:

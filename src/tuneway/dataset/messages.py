@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -40,14 +40,25 @@ class InvalidMessages(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a function. `arguments` is the JSON text of an object, as `json_text` writes it."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """One message in the one form. `beyond_text` names what of it no text template can show (`tool calls`, …)."""
+    """One message in the one form. `beyond_text` names what of it no text template can show (`images`)."""
 
     role: str
     content: str
     name: str | None = None
     weight: int = 1
     beyond_text: str | None = None
+    calls: tuple[Call, ...] = ()
+    answers: int = 0
+    """Of a tool's result: the position of the call that it answers among all calls of the conversation."""
 
 
 def normalise(messages: Any) -> list[Turn]:
@@ -60,7 +71,24 @@ def normalise(messages: Any) -> list[Turn]:
         raise InvalidMessages("Input should be a valid list")
     if not messages:
         raise InvalidMessages("List should have at least 1 item")
-    return [_turn(message, index) for index, message in enumerate(messages)]
+    turns: list[Turn] = []
+    calls: dict[str, int] = {}
+    n_calls = 0
+    for index, message in enumerate(messages):
+        turn = _turn(message, index)
+        if turn.role == "tool":
+            if message["tool_call_id"] not in calls:
+                reason = f"{quoted(message['tool_call_id'])} is the id of no call in an earlier message"
+                raise InvalidMessages(reason, index, "tool_call_id")
+            turn = replace(turn, answers=calls[message["tool_call_id"]])
+        elif turn.role == "function":
+            turn = replace(turn, answers=n_calls)
+        if turn.calls:
+            ids = [call["id"] for call in message.get("tool_calls") or ()]
+            calls |= {id_: n_calls + at for at, id_ in enumerate(ids)}
+            n_calls += len(ids)
+        turns.append(turn)
+    return turns
 
 
 def _turn(message: Any, index: int) -> Turn:
@@ -82,14 +110,14 @@ def _turn(message: Any, index: int) -> Turn:
         _text(message.get("tool_call_id"), index, "tool_call_id")
     content, beyond = _content(message.get("content"), index, role)
     weight = 1
+    calls: tuple[Call, ...] = ()
     if role == "assistant":
         weight = _weight(message.get("weight"), index)
-        content, beyond = _answer(message, index, content, beyond)
-    elif content is None:
+        calls = _calls(message, index)
+        content = _answer(message, index, content, has_calls=bool(calls))
+    elif content is None and role != "function":
         raise InvalidMessages("Input should be a valid string", index, "content")
-    elif role in ("tool", "function"):
-        beyond = "tool calls"
-    return Turn("system" if role == "developer" else role, content, name, weight, beyond)
+    return Turn("system" if role == "developer" else role, content or "", name, weight, beyond, calls)
 
 
 def _content(content: Any, index: int, role: str) -> tuple[str | None, str | None]:
@@ -111,7 +139,7 @@ def _content(content: Any, index: int, role: str) -> tuple[str | None, str | Non
     return "\n".join(texts), beyond
 
 
-def _answer(message: Mapping[str, Any], index: int, content: str | None, beyond: str | None) -> tuple[str, str | None]:
+def _answer(message: Mapping[str, Any], index: int, content: str | None, *, has_calls: bool) -> str:
     """The text of an assistant's message, whose content may be null when something else stands in for it."""
     for key in ("audio", "annotations"):
         if message.get(key):
@@ -122,9 +150,13 @@ def _answer(message: Mapping[str, Any], index: int, content: str | None, beyond:
         if content:
             raise InvalidMessages("A message has either a content or a refusal, not both", index, "refusal")
         content = refusal
-    if message.get("function_call") is not None:
-        _call(message["function_call"], index, "function_call")
-        beyond = "tool calls"
+    if content is None and not has_calls:
+        raise InvalidMessages("Input should be a valid string", index, "content")
+    return content or ""
+
+
+def _calls(message: Mapping[str, Any], index: int) -> tuple[Call, ...]:
+    found = []
     if message.get("tool_calls"):
         calls = message["tool_calls"]
         if not isinstance(calls, Sequence) or isinstance(calls, str):
@@ -134,18 +166,26 @@ def _answer(message: Mapping[str, Any], index: int, content: str | None, beyond:
             if not isinstance(call, Mapping) or call.get("type") != "function":
                 raise InvalidMessages("Input should be a call of type 'function'", index, key)
             _text(call.get("id"), index, f"{key}.id")
-            _call(call.get("function"), index, f"{key}.function")
-        beyond = "tool calls"
-    if content is None and beyond is None:
-        raise InvalidMessages("Input should be a valid string", index, "content")
-    return content or "", beyond
+            found.append(_call(call.get("function"), index, f"{key}.function"))
+    if message.get("function_call") is not None:
+        if found:
+            raise InvalidMessages("A message has either tool calls or a function call", index, "function_call")
+        found.append(_call(message["function_call"], index, "function_call"))
+    return tuple(found)
 
 
-def _call(call: Any, index: int, key: str) -> None:
+def _call(call: Any, index: int, key: str) -> Call:
     if not isinstance(call, Mapping):
         raise InvalidMessages("Input should be a valid dictionary", index, key)
-    _text(call.get("name"), index, f"{key}.name")
-    _text(call.get("arguments"), index, f"{key}.arguments")
+    name = _text(call.get("name"), index, f"{key}.name")
+    arguments = _text(call.get("arguments"), index, f"{key}.arguments")
+    try:
+        value = json.loads(arguments)
+        if isinstance(value, dict):
+            return Call(name, json_text(value))
+    except (ValueError, RecursionError):
+        pass
+    raise InvalidMessages("Input should be a string that holds a JSON object", index, f"{key}.arguments")
 
 
 def _weight(weight: Any, index: int) -> int:
@@ -172,3 +212,13 @@ def quoted(text: str) -> str:
     """Someone's text inside a message of ours: in double quotes, on one line, short, and always encodable."""
     shown = text if len(text) <= 60 else text[:60] + "…"
     return json.dumps(shown.encode(errors="backslashreplace").decode(), ensure_ascii=False)
+
+
+def json_text(value: Any) -> str:
+    """`value` as compact JSON in the order of its keys: the one way in which JSON is shown to a model.
+
+    Raises ValueError for what is no JSON: an infinite number, half a character.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text.encode()
+    return text

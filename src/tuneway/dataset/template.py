@@ -26,6 +26,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from tuneway.dataset.messages import InvalidMessages, Turn, normalise
+from tuneway.dataset.tools import NO_TOOLS, Tools, in_text
 from tuneway.rundir import TokenExample
 
 __all__ = ["InvalidMessages", "Piece", "Renderer"]
@@ -87,20 +88,20 @@ class Renderer:
         self.shows_names = False
         self._probe(base["name"])
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Tools = NO_TOOLS) -> list[int]:
         """The ids that the model answers: the conversation and the opening of an assistant's turn.
 
         Raises InvalidMessages.
         """
-        return self._encode_one(self._pieces(normalise(messages), generation=True))
+        return self._encode_one(self._pieces(_in_text(normalise(messages), tools), generation=True))
 
-    def example(self, messages: Sequence[Mapping[str, Any]]) -> TokenExample:
+    def example(self, messages: Sequence[Mapping[str, Any]], tools: Tools = NO_TOOLS) -> TokenExample:
         """A whole conversation with its loss mask, not cut to any length.
 
         Weight 1 on the tokens of every assistant content and of the token that ends its turn, unless that message has
         `weight: 0`; weight 0 on all else. Raises InvalidMessages.
         """
-        pieces = self.pieces(messages)
+        pieces = self.pieces(messages, tools)
         weights = [piece.weight for piece in pieces for _ in self._encode_one([piece])]
         return TokenExample(self._encode_one(pieces), weights)
 
@@ -112,13 +113,13 @@ class Renderer:
         """The text of ids, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def pieces(self, messages: Sequence[Mapping[str, Any]]) -> list[Piece]:
+    def pieces(self, messages: Sequence[Mapping[str, Any]], tools: Tools = NO_TOOLS) -> list[Piece]:
         """The pieces of one example, for `encode`. Raises InvalidMessages."""
-        return self.pieces_of(normalise(messages))
+        return self.pieces_of(normalise(messages), tools)
 
-    def pieces_of(self, turns: Sequence[Turn]) -> list[Piece]:
+    def pieces_of(self, turns: Sequence[Turn], tools: Tools = NO_TOOLS) -> list[Piece]:
         """As `pieces`, of messages that were normalised already."""
-        return self._pieces(turns, generation=False)
+        return self._pieces(_in_text(turns, tools), generation=False)
 
     def encode(self, examples: Sequence[Sequence[Piece]]) -> list[TokenExample]:
         """Tokenises many examples at once, on all CPUs, each distinct piece once (a shared system prompt, say)."""
@@ -147,9 +148,6 @@ class Renderer:
         return ids
 
     def _pieces(self, turns: Sequence[Turn], *, generation: bool) -> list[Piece]:
-        for index, turn in enumerate(turns):
-            if turn.beyond_text is not None:
-                raise InvalidMessages(f"This base model's chat template has no {turn.beyond_text}.", index)
         marks = self._marks(turns)
         text = self._render(turns, marks, generation=generation)
         answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
@@ -240,6 +238,13 @@ class Renderer:
             end = self._specials.search(text, len(before))
             if end is None or self._special[end[0]] not in self.eos_ids:
                 raise ValueError("an answer does not end in an end-of-turn token")
+
+
+def _in_text(turns: Sequence[Turn], tools: Tools) -> list[Turn]:
+    for index, turn in enumerate(turns):
+        if turn.beyond_text is not None:
+            raise InvalidMessages(f"This base model's chat template has no {turn.beyond_text}.", index)
+    return in_text(turns, tools)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

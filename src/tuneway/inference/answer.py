@@ -12,6 +12,7 @@ from typing import Any
 
 from tuneway.errors import TunewayError
 from tuneway.inference.engine import TokenLogprob
+from tuneway.inference.reading import Arguments, CallStart, Text
 
 _BASE62 = string.digits + string.ascii_letters
 DONE = b"data: [DONE]\n\n"
@@ -56,9 +57,56 @@ class Answer:
         }
 
 
-def choice(index: int, content: str, finish_reason: str, logprobs: Mapping[str, Any] | None) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None, "annotations": []}
-    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
+class Message:
+    """The assistant's message of one choice, as its parts come; `delta` is what a stream says of a part.
+
+    `legacy`: a call is OpenAI's old `function_call`.
+    """
+
+    def __init__(self, *, can_call: bool, legacy: bool) -> None:
+        self._can_call = can_call
+        self._legacy = legacy
+        self._content = ""
+        self._calls: list[dict[str, Any]] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def opening(self) -> dict[str, Any]:
+        """The delta that a stream begins with."""
+        return {"role": "assistant", "content": None if self._can_call else "", "refusal": None}
+
+    def delta(self, part: Text | CallStart | Arguments) -> dict[str, Any]:
+        """Takes the part on."""
+        match part:
+            case Text():
+                self._content += part.text
+                self._logprobs += part.logprobs
+                return {"content": part.text}
+            case CallStart():
+                id_ = "call_" + "".join(secrets.choice(_BASE62) for _ in range(24))
+                function = {"name": part.name, "arguments": ""}
+                self._calls.append({"id": id_, "type": "function", "function": function})
+                if self._legacy:
+                    return {"function_call": dict(function)}
+                return {"tool_calls": [{"index": part.index, **self._calls[-1], "function": dict(function)}]}
+            case Arguments():
+                self._calls[part.index]["function"]["arguments"] += part.text
+                more = {"arguments": part.text}
+                return (
+                    {"function_call": more}
+                    if self._legacy
+                    else {"tool_calls": [{"index": part.index, "function": more}]}
+                )
+
+    def choice(self, index: int, finish_reason: str, top_logprobs: int | None) -> dict[str, Any]:
+        """The whole, for an answer that is not streamed."""
+        content = None if self._calls and not self._content else self._content
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None, "annotations": []}
+        if self._calls and self._legacy:
+            message["function_call"] = self._calls[0]["function"]
+        elif self._calls:
+            message["tool_calls"] = self._calls
+        logprobs = None if top_logprobs is None else logprobs_object(self._logprobs, top_logprobs)
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 def logprobs_object(tokens: Iterable[TokenLogprob], top: int) -> dict[str, Any]:

@@ -1,17 +1,33 @@
 """A chat request: OpenAI's fields, checked one by one (OPENAI.md 1.6). Nothing is dropped in silence.
 
 A field is done, refused by name with a 400, or accepted without effect and then listed in `ChatRequest.ignored`.
-Messages are checked by the renderer. null means "not set" for every optional field.
+Messages are checked by the renderer. null means "not set" where OpenAI's description has it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from tuneway.dataset.tools import Tools
 from tuneway.errors import InvalidRequest, UnknownField
+from tuneway.inference import form
+from tuneway.inference.fields import (
+    Check,
+    array,
+    boolean,
+    either,
+    fields,
+    integer,
+    json_object,
+    number,
+    one_of,
+    optional,
+    string,
+    wrong_type,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +47,18 @@ class ChatRequest:
     top_logprobs: int | None
     stream: bool
     include_usage: bool
+    tools: Tools
+    form: form.Form
     ignored: tuple[str, ...]
 
 
 def parse(body: bytes, vocab_size: int) -> ChatRequest:
     """Raises InvalidRequest or UnknownField, naming the field at fault."""
-    sent = {name: value for name, value in _json_object(body).items() if value is not None}
+    given = _json_object(body)
+    for name in _NEVER_NULL:
+        if given.get(name, ...) is None:
+            wrong_type(name, "a value", None)
+    sent = {name: value for name, value in given.items() if value is not None}
     for name in ("messages", "model"):
         if name not in sent:
             raise InvalidRequest(
@@ -45,23 +67,22 @@ def parse(body: bytes, vocab_size: int) -> ChatRequest:
     values: dict[str, Any] = {}
     ignored = []
     for name, value in sent.items():
-        if name in _UNSUPPORTED:
-            _unsupported(name)
-        elif name in _IGNORED:
+        if name in _IGNORED:
+            _IGNORED[name](value, name)
             ignored.append(name)
         elif name in _FIELDS:
             values[name] = _FIELDS[name](value, name)
-        else:
+        elif name not in form.FIELDS:
             raise UnknownField(f"Unknown parameter: '{name}'. Remove it and send the request again.", param=name)
-    if "audio" in values.get("modalities", ()):
+    if set(values.get("modalities", ())) - {"text"}:
         _unsupported("modalities")
-    if values.get("response_format", "text") != "text":
-        _unsupported("response_format")
-    if values.get("store"):
-        ignored.append("store")
     ignored += [name for name in ("modalities",) if name in values]
+    # Kept with a stored completion, which is the gateway's to do; otherwise nobody sees it.
+    ignored += ["metadata"] * bool(values.get("metadata") and not values.get("store"))
     options = values.get("stream_options", {})
-    ignored += [f"stream_options.{name}" for name in options if name != "include_usage"]
+    ignored += ["stream_options.include_obfuscation"] * options.get("include_obfuscation", False)
+    tools, answer_form, without_effect = form.read_form({name: sent[name] for name in form.FIELDS if name in sent})
+    ignored += without_effect
     return ChatRequest(
         messages=sent["messages"],
         temperature=values.get("temperature", 1.0),
@@ -76,79 +97,26 @@ def parse(body: bytes, vocab_size: int) -> ChatRequest:
         top_logprobs=_top_logprobs(values),
         stream=values.get("stream", False),
         include_usage=options.get("include_usage", False),
+        tools=tools,
+        form=answer_form,
         ignored=tuple(ignored),
     )
 
 
 # --------------------------------------------------------------------------------------------------- one field each
 
-Check = Callable[[Any, str], Any]
-
-
-def _number(low: float, high: float) -> Check:
-    def check(value: Any, param: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            _wrong_type(param, "a number", value)
-        if not low <= value <= high:
-            raise InvalidRequest(
-                f"Invalid '{param}': expected a number from {low} to {high}, but got {value} instead.",
-                param=param,
-                code="number_above_max_value" if value > high else "number_below_min_value",
-            )
-        return float(value)
-
-    return check
-
-
-def _integer(low: int, high: int) -> Check:
-    def check(value: Any, param: str) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            _wrong_type(param, "an integer", value)
-        if not low <= value <= high:
-            raise InvalidRequest(
-                f"Invalid '{param}': expected an integer from {low} to {high}, but got {value} instead.",
-                param=param,
-                code="integer_above_max_value" if value > high else "integer_below_min_value",
-            )
-        return value
-
-    return check
-
-
-def _boolean(value: Any, param: str) -> bool:
-    if not isinstance(value, bool):
-        _wrong_type(param, "a boolean", value)
-    return value
-
-
-def _string(value: Any, param: str) -> str:
-    if not isinstance(value, str):
-        _wrong_type(param, "a string", value)
-    return value
-
-
-def _list(value: Any, param: str) -> list[Any]:
-    if not isinstance(value, list):
-        _wrong_type(param, "a list", value)
-    return value
-
-
-def _object(value: Any, param: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        _wrong_type(param, "an object", value)
-    return value
-
 
 def _stop(value: Any, param: str) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list):
-        _wrong_type(param, "a string or a list of strings", value)
+        wrong_type(param, "a string or a list of strings", value)
+    array(value, param, at_least=1)
     if len(value) > 4:
         raise InvalidRequest(
             f"Invalid '{param}': at most 4 sequences are possible.", param=param, code="array_too_long"
         )
-    stops = tuple(_string(stop, f"{param}[{at}]") for at, stop in enumerate(value))
+    stops = tuple(string(stop, f"{param}[{at}]") for at, stop in enumerate(value))
     for at, stop in enumerate(stops):
         if not stop.isascii() and any("\ud800" <= letter <= "\udfff" for letter in stop):
             raise InvalidRequest(
@@ -157,70 +125,92 @@ def _stop(value: Any, param: str) -> tuple[str, ...]:
     return tuple(filter(None, stops))
 
 
-def _strings(value: Any, param: str) -> tuple[str, ...]:
-    return tuple(_string(item, f"{param}[{at}]") for at, item in enumerate(_list(value, param)))
+def _modalities(value: Any, param: str) -> tuple[str, ...]:
+    return tuple(one_of("text", "audio")(item, f"{param}[{at}]") for at, item in enumerate(array(value, param)))
+
+
+def _text_parts(value: Any, param: str) -> list[Any]:
+    part = fields(("type", "text"), type=one_of("text"), text=string)
+    return [part(item, f"{param}[{at}]") for at, item in enumerate(array(value, param, at_least=1))]
+
+
+def _safety_identifier(value: Any, param: str) -> str:
+    if len(string(value, param)) > 64:
+        raise InvalidRequest(
+            f"Invalid '{param}': at most 64 characters are possible.", param=param, code="string_above_max_length"
+        )
+    return str(value)
 
 
 def _metadata(value: Any, param: str) -> dict[str, str]:
-    if len(_object(value, param)) > 16:
+    if len(json_object(value, param)) > 16:
         raise InvalidRequest(f"'{param}' can have at most 16 pairs.", param=param, code="object_above_max_properties")
-    return {key: _string(item, f"{param}.{key}") for key, item in value.items()}
+    return {key: string(item, f"{param}.{key}") for key, item in value.items()}
 
 
 def _stream_options(value: Any, param: str) -> dict[str, bool]:
-    for name in _object(value, param):
+    for name in json_object(value, param):
         if name not in ("include_usage", "include_obfuscation"):
             raise UnknownField(f"Unknown parameter: '{param}.{name}'.", param=f"{param}.{name}")
-    return {name: _boolean(item, f"{param}.{name}") for name, item in value.items() if item is not None}
+    return {name: boolean(item, f"{param}.{name}") for name, item in value.items()}
 
 
-def _format(value: Any, param: str) -> str:
-    return _string(_object(value, param).get("type"), f"{param}.type")
-
-
-def _logit_bias(value: Any, param: str) -> dict[str, float]:
-    return {token: _number(-100, 100)(bias, f"{param}.{token}") for token, bias in _object(value, param).items()}
+def _logit_bias(value: Any, param: str) -> dict[str, int]:
+    return {token: integer(-100, 100)(bias, f"{param}.{token}") for token, bias in json_object(value, param).items()}
 
 
 _FIELDS: Mapping[str, Check] = {
-    "model": _string,
-    "messages": _list,
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1),
-    "presence_penalty": _number(-2, 2),
-    "frequency_penalty": _number(-2, 2),
+    "model": string,
+    "messages": array,
+    "temperature": number(0, 2),
+    "top_p": number(0, 1),
+    "presence_penalty": number(-2, 2),
+    "frequency_penalty": number(-2, 2),
     "logit_bias": _logit_bias,
-    "seed": _integer(-(2**63), 2**63 - 1),
-    "n": _integer(1, 128),
-    "max_tokens": _integer(0, 2**31 - 1),
-    "max_completion_tokens": _integer(0, 2**31 - 1),
+    "seed": integer(-(2**63), 2**63 - 1),
+    "n": integer(1, 128),
+    "max_tokens": integer(0, 2**31 - 1),
+    "max_completion_tokens": integer(0, 2**31 - 1),
     "stop": _stop,
-    "logprobs": _boolean,
-    "top_logprobs": _integer(0, 20),
-    "stream": _boolean,
+    "logprobs": boolean,
+    "top_logprobs": integer(0, 20),
+    "stream": boolean,
     "stream_options": _stream_options,
-    "response_format": _format,
-    "modalities": _strings,
-    "user": _string,
-    "safety_identifier": _string,
+    "modalities": _modalities,
+    "user": string,
+    "safety_identifier": _safety_identifier,
     "metadata": _metadata,
-    "store": _boolean,
+    "store": boolean,
 }
-_IGNORED = frozenset(
-    {
-        "service_tier",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "verbosity",
-        "reasoning_effort",
-        "moderation",
-        "web_search_options",
-        "audio",
-    }
-)
-_UNSUPPORTED = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"})
+# Checked all the same: what OpenAI would refuse is a mistake here as well.
+_IGNORED: Mapping[str, Check] = {
+    "service_tier": one_of("auto", "default", "flex", "scale", "priority", "fast"),
+    "prediction": fields(
+        ("type", "content"), type=one_of("content"), content=either((list, _text_parts), (str, string))
+    ),
+    "prompt_cache_key": string,
+    "prompt_cache_options": fields(ttl=one_of("30m"), mode=one_of("implicit", "explicit")),
+    "prompt_cache_retention": one_of("in_memory", "24h"),
+    "verbosity": one_of("low", "medium", "high"),
+    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+    "moderation": fields(("model",), model=string, policy=optional(json_object)),
+    "web_search_options": fields(
+        search_context_size=one_of("low", "medium", "high"),
+        user_location=optional(
+            fields(
+                ("type", "approximate"),
+                type=one_of("approximate"),
+                approximate=fields(country=string, region=string, city=string, timezone=string),
+            )
+        ),
+    ),
+    "audio": fields(
+        ("voice", "format"),
+        voice=either((dict, fields(("id",), id=string)), (str, string)),
+        format=one_of("wav", "aac", "mp3", "flac", "opus", "pcm16"),
+    ),
+}
+_NEVER_NULL = ("model", "messages", "user", "prompt_cache_options", "web_search_options", *form.FIELDS)
 
 
 # ------------------------------------------------------------------------------------------------ fields in relation
@@ -248,21 +238,6 @@ def _token_bias(biases: Mapping[str, float], vocab_size: int) -> dict[int, float
             )
         found[int(token)] = bias
     return found
-
-
-def _wrong_type(param: str, expected: str, value: Any) -> NoReturn:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-    }
-    got = names.get(type(value), "null")
-    raise InvalidRequest(
-        f"Invalid type for '{param}': expected {expected}, but got {got} instead.", param=param, code="invalid_type"
-    )
 
 
 def _unsupported(param: str) -> NoReturn:

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from tuneway.dataset.messages import InvalidMessages
+from tuneway.dataset.tools import Tools
 from tuneway.errors import (
     ChatModelNotFound,
     Forbidden,
@@ -28,12 +29,18 @@ from tuneway.errors import (
     InvalidRequest,
     MethodNotAllowed,
     PayloadTooLarge,
+    TooManyRequests,
     TunewayError,
     UnknownRoute,
 )
-from tuneway.inference.answer import DONE, Answer, choice, error_event, logprobs_object, usage_object
+from tuneway.inference.answer import DONE, Answer, Message, error_event, logprobs_object, usage_object
 from tuneway.inference.engine import Engine, Piece, Sampling, Tokens
+from tuneway.inference.grammar import Trial
+from tuneway.inference.reading import End, Part, Text, read
 from tuneway.inference.request import ChatRequest, parse
+
+MAX_IN_FLIGHT = 128
+"""Requests that are answered or wait for it; one more gets a 429 at once instead of a place far behind."""
 
 MAX_BODY_BYTES = 8 * 2**20
 """Far beyond any context; a larger body cannot be a prompt that fits."""
@@ -46,14 +53,20 @@ class PromptRenderer(Tokens, Protocol):
 
     vocab_size: int
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]: ...
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Tools) -> list[int]: ...
 
 
 def build_app(
-    engine: Engine, renderer: PromptRenderer, adapters: Collection[str], *, context_length: int, token: str
+    engine: Engine,
+    renderer: PromptRenderer,
+    adapters: Collection[str],
+    *,
+    context_length: int,
+    token: str,
+    max_in_flight: int = MAX_IN_FLIGHT,
 ) -> Starlette:
     """`context_length` is in tokens, prompt and answer together. `token` is what the gateway sends as bearer."""
-    chat = ChatCompletions(engine, renderer, frozenset(adapters), context_length, token)
+    chat = ChatCompletions(engine, renderer, frozenset(adapters), context_length, token, max_in_flight)
 
     async def health(_: Request) -> Response:
         """`idle_seconds` since the last answer ended; 0 while there is one."""
@@ -79,7 +92,13 @@ class ChatCompletions:
     """The endpoint, as a bare ASGI app: the answer of a client that left must stop, and only `receive` tells that."""
 
     def __init__(
-        self, engine: Engine, renderer: PromptRenderer, adapters: frozenset[str], context_length: int, token: str
+        self,
+        engine: Engine,
+        renderer: PromptRenderer,
+        adapters: frozenset[str],
+        context_length: int,
+        token: str,
+        max_in_flight: int,
     ) -> None:
         self.in_flight = 0
         self.last_used = time.monotonic()
@@ -88,6 +107,8 @@ class ChatCompletions:
         self._adapters = adapters
         self._context_length = context_length
         self._authorization = f"Bearer {token}".encode()
+        self._max_in_flight = max_in_flight
+        self._trial = Trial()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -113,11 +134,17 @@ class ChatCompletions:
         model = request.headers.get("x-tuneway-model") or adapter or "base"
         if adapter is not None and adapter not in self._adapters:
             raise ChatModelNotFound(model)
+        if self.in_flight > self._max_in_flight:
+            raise TooManyRequests(
+                f"{self._max_in_flight} requests to this model's engine are under way. Please try again in "
+                f"{TooManyRequests.retry_after}s."
+            )
         chat = parse(await _body(request), self._renderer.vocab_size)
         try:
-            prompt = await asyncio.to_thread(self._renderer.prompt, chat.messages)
+            prompt = await asyncio.to_thread(self._renderer.prompt, chat.messages, chat.tools)
         except InvalidMessages as error:
             raise InvalidRequest(error.message, param=error.param, code="invalid_value") from None
+        await chat.form.check(self._trial)
         answer = Answer(model, self._engine.fingerprint)
         return _Work(chat, prompt, self._max_tokens(chat, len(prompt)), adapter, answer)
 
@@ -141,13 +168,14 @@ class ChatCompletions:
         choices = []
         usage = _Usage(len(work.prompt))
         for index in range(work.request.n):
-            pieces = [piece async for piece in self._generate(work, index)]
-            usage.add(pieces[-1])
-            content = "".join(piece.text for piece in pieces)
-            tokens = [token for piece in pieces for token in piece.logprobs]
-            top = work.request.top_logprobs
-            logprobs = None if top is None else logprobs_object(tokens, top)
-            choices.append(choice(index, content, pieces[-1].finish_reason or "stop", logprobs))
+            message = _message(work.request)
+            async with aclosing(self._parts(work, index)) as parts:
+                async for part in parts:
+                    if isinstance(part, End):
+                        usage.add(part.last)
+                        choices.append(message.choice(index, part.finish_reason, work.request.top_logprobs))
+                    else:
+                        message.delta(part)
         await JSONResponse(work.answer.completion(choices, usage.total()), headers=headers)(scope, receive, send)
 
     async def _stream(
@@ -170,31 +198,30 @@ class ChatCompletions:
         await send({"type": "http.response.body", "body": b""})
 
     async def _events(self, work: _Work) -> AsyncGenerator[bytes]:
-        answer, request = work.answer, work.request
+        answer, request, top = work.answer, work.request, work.request.top_logprobs
         usage = _Usage(len(work.prompt))
         for index in range(request.n):
-            first = True
-            async with aclosing(self._generate(work, index)) as pieces:
-                async for piece in pieces:
+            message, first = _message(request), True
+            async with aclosing(self._parts(work, index)) as parts:
+                async for part in parts:
                     if first:
-                        opening = {"role": "assistant", "content": "", "refusal": None}
-                        yield answer.chunk(index, opening, include_usage=request.include_usage)
+                        yield answer.chunk(index, message.opening(), include_usage=request.include_usage)
                         first = False
-                    if piece.text or piece.logprobs:
-                        top = request.top_logprobs
-                        logprobs = None if top is None else logprobs_object(piece.logprobs, top)
-                        delta = {"content": piece.text}
-                        yield answer.chunk(index, delta, logprobs=logprobs, include_usage=request.include_usage)
-                    if piece.finish_reason:
-                        usage.add(piece)
-                        reason = piece.finish_reason
+                    if isinstance(part, End):
+                        usage.add(part.last)
+                        reason = part.finish_reason
                         yield answer.chunk(index, {}, finish_reason=reason, include_usage=request.include_usage)
+                    elif not isinstance(part, Text) or part.text or part.logprobs:
+                        found = part.logprobs if isinstance(part, Text) else ()
+                        logprobs = None if top is None else logprobs_object(found, top)
+                        delta = message.delta(part)
+                        yield answer.chunk(index, delta, logprobs=logprobs, include_usage=request.include_usage)
         if request.include_usage:
             yield answer.usage_chunk(usage.total())
         yield DONE
 
-    async def _generate(self, work: _Work, index: int) -> AsyncGenerator[Piece]:
-        """The pieces of choice `index`. Choices come one after the other: together they would gain little on a CPU,
+    def _parts(self, work: _Work, index: int) -> AsyncGenerator[Part]:
+        """The parts of choice `index`. Choices come one after the other: together they would gain little on a CPU,
         and this way each takes the prompt from the cache."""
         request = work.request
         sampling = Sampling(
@@ -204,12 +231,16 @@ class ChatCompletions:
             frequency_penalty=request.frequency_penalty,
             logit_bias=request.logit_bias,
             seed=None if request.seed is None else request.seed + index,
-            stop=request.stop,
+            stop=() if request.form.calls else request.stop,
             top_logprobs=request.top_logprobs,
+            grammar=request.form.grammar,
         )
-        async with aclosing(self._engine.generate(work.prompt, work.adapter, work.max_tokens, sampling)) as pieces:
-            async for piece in pieces:
-                yield piece
+        pieces = self._engine.generate(work.prompt, work.adapter, work.max_tokens, sampling)
+        return read(pieces, request.form, request.stop)
+
+
+def _message(request: ChatRequest) -> Message:
+    return Message(can_call=request.form.calls, legacy=request.form.legacy)
 
 
 class _Usage:
@@ -264,7 +295,8 @@ def _stream_start(headers: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _error_response(error: TunewayError) -> Response:
-    return JSONResponse(error.envelope(), status_code=error.status)
+    headers = {"retry-after": str(error.retry_after)} if isinstance(error, TooManyRequests) else {}
+    return JSONResponse(error.envelope(), error.status, headers)
 
 
 async def _unknown_route(request: Request, _: Exception) -> Response:
