@@ -57,8 +57,8 @@ fix: $(VENV)/.developing ## Format, mend what the linter can, write the generate
 bench: $(VENV)/.developing ## Run the benchmarks, one after the other
 	@for script in bench/*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
-soak: $(VENV)/.developing ## The long counts of the acceptance tests: 200 kills, 512 MB uploads
-	@SOAK=1 $(BIN)/python -m pytest tests/acceptance $(ARGS)
+soak: $(VENV)/.developing ## The long counts: 200 kills, 512 MB uploads, 10,000 generated requests
+	@SOAK=1 $(BIN)/python -m pytest tests/acceptance tests/wire $(ARGS)
 
 clean: ## Remove .venv, caches and builds; data folders stay
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -15,7 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VALUES = {"types", "errors"}
-SERVICES = {"jobs", "files", "models", "checks", "worker"}
+SERVICES = {
+    "jobs",
+    "files",
+    "uploads",
+    "models",
+    "permissions",
+    "completions",
+    "graders",
+    "webhooks",
+    "keys",
+    "checks",
+    "worker",
+}
 ANY = {"*"}
 ROOT = ""
 """The unit of `tuneway/__init__.py`, which holds the version and imports nothing of ours."""
@@ -33,6 +45,7 @@ LAW: Mapping[str, set[str]] = {
     "store": VALUES,
     "dataset": VALUES | {"rundir"},
     "outbound": VALUES,
+    "vault": VALUES,
     "providers.base": VALUES | {"dataset"},
     "providers.openai_compatible": VALUES | {"dataset", "providers.base"},
     "providers.local": VALUES | {"dataset", "providers.base", "rundir", "children"},
@@ -42,7 +55,9 @@ LAW: Mapping[str, set[str]] = {
     "inference": VALUES | {"dataset", "rundir"},
     **dict.fromkeys(
         SERVICES,
-        VALUES | SERVICES | {"dataset", "rundir", "settings", "blobs", "store", "ids", "children", "providers.base"},
+        VALUES
+        | SERVICES
+        | {"dataset", "rundir", "settings", "blobs", "store", "ids", "children", "providers.base", "outbound", "vault"},
     ),
     "proxy": VALUES | {"outbound"},
     "api": VALUES | SERVICES | {"dataset", "settings", "ids", "proxy"},

@@ -5,35 +5,30 @@ A page that is written by hand beside a table goes stale; these cannot.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
-from tuneway import errors
+import typer
+from typer.core import TyperGroup
+
+from tuneway import api, errors
+from tuneway.cli import root
 from tuneway.settings import SETTINGS
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
-COMMANDS = (
-    "serve",
-    "quickstart",
-    "tune",
-    "jobs list",
-    "jobs show",
-    "jobs watch",
-    "jobs cancel",
-    "files list",
-    "files upload",
-    "files show",
-    "files download",
-    "files delete",
-    "models list",
-    "models show",
-    "models delete",
-    "chat",
-    "doctor",
-    "version",
-)
+
+
+def commands(group: TyperGroup, path: str = "") -> Iterator[str]:
+    """Every command that does something, in the order of the help."""
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            yield from commands(command, f"{path}{name} ")
+        else:
+            yield path + name
 
 
 def settings() -> str:
@@ -77,7 +72,7 @@ def error_page() -> str:
 
 def command_line() -> str:
     rows = ["# Command line", ""]
-    for command in ("", *COMMANDS):
+    for command in ("", *commands(typer.main.get_command(root.app))):
         arguments = [sys.executable, "-m", "tuneway", *command.split(), "--help"]
         environment = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "PATH": "/usr/bin:/bin"}
         done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)  # noqa: S603
@@ -86,9 +81,21 @@ def command_line() -> str:
     return "\n".join(rows)
 
 
+def description() -> str:
+    """The API description of a gateway without auth, which no service is asked for."""
+    app = api.build(api.Services(**dict.fromkeys(field.name for field in fields(api.Services))), api.ApiSettings())
+    return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"
+
+
 def main() -> int:
     stale = []
-    for name, text in {"settings.md": settings(), "errors.md": error_page(), "cli.md": command_line()}.items():
+    pages = {
+        "settings.md": settings(),
+        "errors.md": error_page(),
+        "cli.md": command_line(),
+        "openapi.json": description(),
+    }
+    for name, text in pages.items():
         path = FOLDER / name
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue

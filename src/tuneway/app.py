@@ -15,17 +15,24 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import uvicorn
 import uvloop
 
 from tuneway import __version__, api
+from tuneway.api import keys as key_routes
+from tuneway.api.protocol import Protocol
 from tuneway.blobs import Blobs
+from tuneway.completions import Completions
 from tuneway.errors import StartError
 from tuneway.files import Files
+from tuneway.graders import Graders
 from tuneway.jobs import Jobs
+from tuneway.keys import OPERATOR, Keys
 from tuneway.models import Models
+from tuneway.outbound import Outbound
+from tuneway.permissions import Permissions
 from tuneway.providers.base import Provider
 from tuneway.providers.fake import Fake
 from tuneway.providers.local import Local
@@ -33,8 +40,12 @@ from tuneway.providers.local.catalogue import ENTRIES, Catalogue, Entry, OnDisk
 from tuneway.providers.local.engines import Engines
 from tuneway.providers.local.executor import Executor
 from tuneway.providers.local.provider import available_threads
+from tuneway.proxy import Proxy
 from tuneway.settings import Settings
 from tuneway.store import Store
+from tuneway.uploads import Uploads
+from tuneway.vault import Vault
+from tuneway.webhooks import Webhooks
 from tuneway.worker import Worker
 
 log = logging.getLogger("tuneway")
@@ -51,20 +62,41 @@ class Gateway:
         self.settings = settings
         self.store = Store(settings.data / "tuneway.db")
         self.blobs = Blobs(settings.data / "blobs")
+        self.vault = Vault(settings.data / "vault.key")
         self.providers = _providers(settings)
         slots = {"local": settings.running_jobs, "fake": FAKE_JOBS}
         self.worker = Worker(self.store, self.blobs, self.providers, slots)
-        self.files = Files(self.store, self.blobs, max_bytes=settings.max_file_bytes)
+        self.outbound = Outbound(settings.outbound_hosts)
+        self.files = Files(self.store, self.blobs, self.outbound, max_bytes=settings.max_file_bytes)
+        self.uploads = Uploads(self.store, self.blobs, max_bytes=settings.max_upload_bytes)
         self.models = Models(self.store, self.providers, settings.model_map)
-        self.jobs = Jobs(self.store, self.models, on_created=self.worker.wake, on_cancelled=self.worker.interrupt)
+        self.completions = Completions(self.store, self.files)
+        self.proxy = Proxy(self.models.route, self.completions.record)
+        self.jobs = Jobs(
+            self.store, self.models, self.providers, wake=self.worker.wake, interrupt=self.worker.interrupt
+        )
+        self.keys = Keys(self.store, self.vault, required=settings.auth)
+        self.webhooks = Webhooks(self.store, self.vault, self.outbound)
         self.ready = False
         self.app = api.build(
-            jobs=self.jobs,
-            files=self.files,
-            models=self.models,
-            ready=lambda: self.ready,
-            settings=api.ApiSettings(
-                allowed_hosts=settings.allowed_hosts, max_file_bytes=settings.max_file_bytes, version=__version__
+            api.Services(
+                jobs=self.jobs,
+                files=self.files,
+                uploads=self.uploads,
+                models=self.models,
+                chat=self.proxy,
+                completions=self.completions,
+                keys=self.keys,
+                permissions=Permissions(self.store),
+                webhooks=self.webhooks,
+                graders=Graders(self.proxy.complete, python_graders=settings.python_graders),
+                ready=lambda: self.ready,
+            ),
+            api.ApiSettings(
+                auth=settings.auth,
+                allowed_hosts=settings.allowed_hosts,
+                max_file_bytes=settings.max_file_bytes,
+                version=__version__,
             ),
         )
 
@@ -73,8 +105,10 @@ class Gateway:
         """Opens the store and runs the worker; on the way out running jobs leave resume points and engines end."""
         self.blobs.open()
         await asyncio.to_thread(self.store.open)
+        self.vault.open(create=not await self.keys.list(None))
         await self.files.sweep()
-        tasks = [asyncio.create_task(self.worker.run()), asyncio.create_task(self._expire_files())]
+        running = (self.worker.run(), self.webhooks.run(), self._expire_files())
+        tasks = [asyncio.create_task(task) for task in running]
         self.ready = True
         try:
             yield
@@ -83,6 +117,7 @@ class Gateway:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.files.close()
             for provider in self.providers.values():
                 await provider.close()
             self.store.close()
@@ -91,8 +126,9 @@ class Gateway:
         while True:
             try:
                 await self.files.expire()
+                await self.uploads.expire()
             except Exception:
-                log.exception("expired files could not be deleted; trying again")
+                log.exception("expired files and uploads could not be deleted; trying again")
             await asyncio.sleep(60)
 
 
@@ -133,18 +169,56 @@ def _local(settings: Settings) -> Local:
     )
 
 
+class OfflineKeys:
+    """The routes of `/v1/tuneway/keys`, without the web, for the operator."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    def create(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        return asyncio.run(key_routes.create(self._keys, OPERATOR, asked)).model_dump(mode="json")
+
+    def every(self) -> dict[str, Any]:
+        return asyncio.run(key_routes.every(self._keys, OPERATOR)).model_dump(mode="json")
+
+    def revoke(self, key_id: str) -> dict[str, Any]:
+        return asyncio.run(key_routes.revoke(self._keys, OPERATOR, key_id)).model_dump(mode="json")
+
+
+@contextmanager
+def offline_keys(data: Path) -> Iterator[OfflineKeys | None]:
+    """The keys of the gateway whose data folder this is, without the gateway; None while it runs.
+
+    The folder is made where there is none yet, so that the first key can come before the first start.
+    """
+    _private(data)
+    try:
+        lock = _own(data)
+    except StartError:
+        yield None
+        return
+    store, vault = Store(data / "tuneway.db"), Vault(data / "vault.key")
+    try:
+        store.open()
+        keys = Keys(store, vault, required=True)
+        vault.open(create=not asyncio.run(keys.list(None)))
+        yield OfflineKeys(keys)
+    finally:
+        store.close()
+        lock.close()
+
+
 def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
     """Runs a gateway until SIGINT or SIGTERM; returns the exit status. `on_ready` gets its URL.
 
     Raises StartError: an address that is not loopback, a port in use, or a data folder that another gateway owns.
     """
-    _only_loopback(settings.host)
+    if not settings.auth:
+        _only_loopback(settings.host)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("alembic", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    os.umask(0o077)
-    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    settings.data.chmod(0o700)
+    _private(settings.data)
     lock = _own(settings.data)
     try:
         with (
@@ -160,6 +234,8 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> int:
 async def _serve(gateway: Gateway, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
     config = uvicorn.Config(
         gateway.app,
+        http=Protocol,
+        ws="none",
         access_log=False,
         log_config=None,
         lifespan="off",
@@ -170,7 +246,7 @@ async def _serve(gateway: Gateway, listener: socket.socket, on_ready: Callable[[
     )
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    server = _Server(config, started=lambda: on_ready(url))
+    server = _Server(config, started=lambda: on_ready(url), stopping=gateway.jobs.stop)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, server.handle_exit, name, None)
@@ -179,15 +255,20 @@ async def _serve(gateway: Gateway, listener: socket.socket, on_ready: Callable[[
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that leaves the signals to us and says when it has started."""
+    """uvicorn that leaves the signals to us and says when it has started and when it begins to stop."""
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None], stopping: Callable[[], None]) -> None:
         super().__init__(config)
         self._tell_started = started
+        self._tell_stopping = stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._tell_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._tell_stopping()
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -200,9 +281,15 @@ def _only_loopback(host: str) -> None:
             return
     if host != "localhost":
         raise StartError(
-            f"Refusing to listen on {host}: there are no keys yet, so everyone who reaches that address could use this "
-            "gateway. Listen on 127.0.0.1, and put a proxy that authenticates in front of it."
+            f"Refusing to listen on {host} without keys: everyone who reaches that address could use this gateway. "
+            "Set `auth` to on (--set auth=on) and make keys by `tuneway keys create`, or listen on 127.0.0.1."
         )
+
+
+def _private(data: Path) -> None:
+    os.umask(0o077)
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    data.chmod(0o700)
 
 
 def _own(data: Path) -> IO[str]:

@@ -6,21 +6,32 @@
     │   ├── ModelNotTunable        400
     │   ├── InvalidFile            400
     │   ├── JobAlreadyCompleted    400
+    │   ├── JobNotEnded            400
     │   ├── PayloadTooLarge        413
+    │   ├── HeadTooLarge           431
     │   └── UnsupportedMediaType   415
+    ├── Unauthorized               401
     ├── Forbidden                  403
     ├── NotFound                   404
     │   ├── JobNotFound            404
     │   ├── FileNotFound           404
     │   ├── ModelNotFound          404
     │   ├── ChatModelNotFound      404
+    │   ├── UploadNotFound         404
+    │   ├── CompletionNotFound     404
+    │   ├── PermissionNotFound     404
+    │   ├── KeyNotFound            404
+    │   ├── WebhookNotFound        404
     │   └── UnknownRoute           404
     ├── MethodNotAllowed           405
+    ├── RequestTimedOut            408  the client stopped sending
     ├── TooManyRequests            429
     ├── InternalError              500  our mistake; the log has the rest
     ├── NotReady                   503  the gateway is starting or stopping
     ├── UpstreamError              502  a provider's or an engine's fault; its status is kept
     │   ├── UpstreamBroken         502
+    │   ├── OutboundRefused        502
+    │   ├── OutboundFailed         502
     │   └── EngineUnavailable      503
     ├── OutOfSpace                 507
     ├── JobFailure                 —    ends a job, never a request: what its `error` will say
@@ -79,16 +90,35 @@ class JobAlreadyCompleted(InvalidRequest):
     """Job has already completed: a job that succeeded, failed or was cancelled stays as it is."""
 
 
+class JobNotEnded(InvalidRequest):
+    """The job has not ended. Cancel it first, then delete it."""
+
+    default_code = "conflict"
+
+
 class PayloadTooLarge(InvalidRequest):
     """The request body is larger than this gateway accepts. Send less, or raise `max_file_bytes`."""
 
     status = 413
 
 
+class HeadTooLarge(InvalidRequest):
+    """The request's URL and headers are larger than 64 KiB together. Send less."""
+
+    status = 431
+
+
 class UnsupportedMediaType(InvalidRequest):
     """The body must be sent with `Content-Type: application/json`."""
 
     status = 415
+
+
+class Unauthorized(TunewayError):
+    """You didn't provide an API key. Send one of this gateway's as `Authorization: Bearer tnw_…`."""
+
+    status = 401
+    type = "invalid_request_error"
 
 
 class Forbidden(TunewayError):
@@ -143,6 +173,52 @@ class ChatModelNotFound(NotFound):
         super().__init__(f"The model `{model}` does not exist or you do not have access to it.")
 
 
+class UploadNotFound(NotFound):
+    """No such Upload object."""
+
+    default_param = "upload_id"
+
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(f"No such Upload object: {upload_id}")
+
+
+class CompletionNotFound(NotFound):
+    """Completion not found."""
+
+    default_param = "completion_id"
+    default_code = "not_found"
+
+    def __init__(self, completion_id: str) -> None:
+        super().__init__(f"Completion {completion_id} not found")
+
+
+class PermissionNotFound(NotFound):
+    """There is no such checkpoint permission."""
+
+    default_param = "permission_id"
+
+    def __init__(self, permission_id: str) -> None:
+        super().__init__(f"No such checkpoint permission: {permission_id}")
+
+
+class KeyNotFound(NotFound):
+    """There is no such key."""
+
+    default_param = "key_id"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"No such key: {key_id}. `tuneway keys list` shows them.")
+
+
+class WebhookNotFound(NotFound):
+    """There is no such webhook."""
+
+    default_param = "webhook_id"
+
+    def __init__(self, webhook_id: str) -> None:
+        super().__init__(f"No such webhook: {webhook_id}. `tuneway webhooks list` shows them.")
+
+
 class UnknownRoute(NotFound):
     """Invalid URL."""
 
@@ -154,12 +230,21 @@ class MethodNotAllowed(TunewayError):
     type = "invalid_request_error"
 
 
+class RequestTimedOut(TunewayError):
+    """The request's body stopped coming. Send it again."""
+
+    status = 408
+    type = "invalid_request_error"
+
+
 class TooManyRequests(TunewayError):
     """Too many requests at once. Wait and try again."""
 
     status = 429
     type = "requests"
     default_code = "rate_limit_exceeded"
+    retry_after: ClassVar[int] = 1
+    """Seconds, of the header Retry-After."""
 
 
 class InternalError(TunewayError):
@@ -185,6 +270,18 @@ class UpstreamBroken(UpstreamError):
     """The connection to the model broke before the answer was complete. Send the request again."""
 
     default_code = "upstream_broken"
+
+
+class OutboundRefused(UpstreamError):
+    """This gateway may not connect to that host. Its operator allows hosts by the setting `outbound_hosts`."""
+
+    default_code = "outbound_refused"
+
+
+class OutboundFailed(UpstreamError):
+    """A host outside did not answer, or not as it should."""
+
+    default_code = "outbound_failed"
 
 
 class EngineUnavailable(UpstreamError):

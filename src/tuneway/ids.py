@@ -29,6 +29,19 @@ def effect_id() -> str:
     return "effect_" + base62(24)
 
 
+def hex32(prefix: str) -> str:
+    """`prefix` and 32 hexadecimal digits: the form of uploads (`upload_`), their parts (`part_`) and webhook events."""
+    return prefix + secrets.token_hex(16)
+
+
+def permission_id() -> str:
+    return "cp_" + base62(24)
+
+
+def key_id() -> str:
+    return "key_" + base62(16)
+
+
 def tuned_model(base: str, project: str, suffix: str | None) -> str:
     """`ft:{base}:{project}:{suffix}:{8}`; no part holds a colon, so the name can be taken apart again."""
     return f"ft:{base}:{project}:{suffix or ''}:{base62(8)}"

@@ -1,24 +1,35 @@
-"""The jobs service: creates, shows and cancels jobs; mints their ids, names and times. The worker does the rest."""
+"""The jobs service: creates, shows, pauses and cancels jobs; mints their ids, names and times.
+
+The worker does the rest.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TypeVar
 
 from tuneway import ids
-from tuneway.errors import InvalidFile, InvalidRequest, JobAlreadyCompleted, JobNotFound
+from tuneway.errors import InvalidFile, InvalidRequest, JobAlreadyCompleted, JobNotEnded, JobNotFound
+from tuneway.files import require_usable
 from tuneway.models import Models
+from tuneway.providers.base import Capabilities, Provider
 from tuneway.store import Store, Tx
 from tuneway.store import files as file_rows
 from tuneway.store import jobs as rows
 from tuneway.store import models as model_rows
 from tuneway.types import (
+    FIRST_TRY,
+    TERMINAL_STATUSES,
     Checkpoint,
+    Desired,
+    EventLevel,
     File,
     Job,
     JobEvent,
@@ -26,46 +37,62 @@ from tuneway.types import (
     JobSpec,
     JobStatus,
     NewEvent,
+    Origin,
     Page,
 )
 
 PURPOSE = "fine-tune"
 KEY_KEPT_SECONDS = 24 * 3600
+RETRY_SECONDS = 15 * 60
+"""How long after a create its retry is known as one; the SDKs give a request up after ten minutes."""
+KEEP_ALIVE_SECONDS = 15.0
+BATCH = 100
+"""Events that are read at a time for one who follows a job."""
+
+log = logging.getLogger("tuneway.jobs")
 
 T = TypeVar("T")
 
 
 class Jobs:
-    """`on_created` and `on_cancelled` tell the worker, which would find out by itself a second later."""
+    """`wake` and `interrupt` tell the worker, which would find out by itself a second later.
+
+    `interrupt` also ends what it is doing for a job.
+    """
 
     def __init__(
         self,
         store: Store,
         models: Models,
+        providers: Mapping[str, Provider],
         *,
-        on_created: Callable[[], None],
-        on_cancelled: Callable[[str], None],
+        wake: Callable[[], None],
+        interrupt: Callable[[str], None],
     ) -> None:
         self._store = store
         self._models = models
-        self._on_created = on_created
-        self._on_cancelled = on_cancelled
+        self._providers = providers
+        self._wake = wake
+        self._interrupt = interrupt
+        self._stopping = False
 
-    async def create(self, project: str, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
-        """Stores a new job with its first events, and its idempotency key, in one transaction.
+    async def create(self, project: str, request: JobRequest, origin: Origin = FIRST_TRY) -> Job:
+        """Stores a new job with its first events, and what a retry is known by, in one transaction.
 
-        The same key with the same request within a day gives the first job again. Raises ModelNotTunable, InvalidFile,
-        and InvalidRequest when the key came with another request.
+        The first job again is what a retry gets: the same idempotency key within a day, or, without one, the same
+        request with the same key of the gateway within `RETRY_SECONDS` whose sender counts it as a retry. Raises
+        ModelNotTunable, InvalidFile, and InvalidRequest for what the provider cannot do and when the idempotency key
+        came with another request.
         """
         base = self._models.tunable(request.model, request.provider)
+        _check_supported(request, base.provider, self._providers[base.provider].capabilities)
         now = int(time.time())
         digest = hashlib.sha256(json.dumps(asdict(request), sort_keys=True).encode()).hexdigest()
 
         def store_job(tx: Tx) -> Job:
-            if idempotency_key is not None:
-                found = rows.job_of_key(tx, project, idempotency_key, since=now - KEY_KEPT_SECONDS)
-                if found is not None:
-                    return _first_job(tx, project, found, digest)
+            first = _first_job(tx, project, origin, digest, now)
+            if first is not None:
+                return first
             training = _file(tx, project, "training_file", request.training_file)
             validation = None
             if request.validation_file is not None:
@@ -85,6 +112,7 @@ class Jobs:
                     suffix=request.suffix,
                     seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
                     metadata=request.metadata,
+                    integrations=request.integrations,
                 ),
                 status=JobStatus.VALIDATING_FILES,
                 training_sha256=training.sha256,
@@ -92,21 +120,14 @@ class Jobs:
                 planned_model=ids.tuned_model(base.name, project, request.suffix),
                 placement=base.provider,
             )
-            also = "" if validation is None else f" and validation file: {validation.id}"
-            job = rows.insert(
-                tx,
-                job,
-                [
-                    NewEvent("created", f"Created fine-tuning job: {job.id}", now),
-                    NewEvent("validating", f"Validating training file: {training.id}{also}", now),
-                ],
-            )
-            if idempotency_key is not None:
-                rows.keep_key(tx, project, idempotency_key, digest, job)
+            events = _first_events(job, request)
+            job = rows.insert(tx, job, events, key_id=origin.key_id, request_sha256=digest)
+            if origin.idempotency_key is not None:
+                rows.keep_key(tx, project, origin.idempotency_key, digest, job)
             return job
 
         job = await self._store.write(store_job)
-        self._on_created()
+        self._wake()
         return job
 
     async def get(self, project: str, job_id: str) -> Job:
@@ -123,24 +144,124 @@ class Jobs:
         page = await self._store.read(rows.page, project, after=after, limit=limit, metadata=metadata)
         return _continued(page, after, "job")
 
-    async def cancel(self, project: str, job_id: str) -> Job:
+    async def cancel(self, project: str, job_id: str, origin: Origin = FIRST_TRY) -> Job:
         """Makes the job `cancelled` at once and for good; what runs is stopped behind it.
+
+        Raises JobNotFound, and JobAlreadyCompleted for a job that has ended; but a retry of the cancel gets the job.
+        """
+        event = NewEvent("cancelled", "The job was cancelled", int(time.time()))
+
+        def cancel(tx: Tx) -> Job:
+            job = rows.cancel(tx, project, job_id, event)
+            if job is not None:
+                return job
+            ended = _existing(tx, project, job_id)
+            if origin.retry and ended.status is JobStatus.CANCELLED:
+                return ended
+            raise _completed(ended)
+
+        job = await self._store.write(cancel)
+        self._interrupt(job_id)
+        return job
+
+    async def pause(self, project: str, job_id: str) -> Job:
+        """Has the job stop where it is, to go on by `resume`; a paused job holds no place and loses no work.
+
+        One that trains shows `desired` PAUSE until its provider has stopped it. Pausing it again changes nothing.
+        Raises JobNotFound, JobAlreadyCompleted, and InvalidRequest where the provider cannot pause.
+        """
+
+        def pause(tx: Tx) -> tuple[Job, bool]:
+            job = _going(tx, project, job_id)
+            if job.desired is Desired.PAUSE:
+                return job, False
+            started = job.status is JobStatus.RUNNING or job.handle is not None or rows.intended(tx, job)
+            if started and not self._providers[job.spec.provider].capabilities.pause:
+                raise InvalidRequest(
+                    f"The provider '{job.spec.provider}' cannot pause a job that runs. Let it go on, or cancel it.",
+                    code="unsupported_operation",
+                )
+            return rows.pause(tx, job, paused_event(job)), True
+
+        job, changed = await self._store.write(pause)
+        if changed:
+            self._interrupt(job_id)
+        return job
+
+    async def resume(self, project: str, job_id: str) -> Job:
+        """Has a paused job go on from where it stopped, when there is a place; a job that is not paused stays as it is.
 
         Raises JobNotFound, and JobAlreadyCompleted for a job that has ended.
         """
-        event = NewEvent("cancelled", "The job was cancelled", int(time.time()))
-        job = await self._store.write(rows.cancel, project, job_id, event)
-        if job is None:
-            ended = await self.get(project, job_id)
-            raise JobAlreadyCompleted(f"Job has already completed: {job_id} is {ended.status.value}.")
-        self._on_cancelled(job_id)
+        event = NewEvent(f"resumed:{ids.base62(12)}", "Job resumed", int(time.time()))
+
+        def resume(tx: Tx) -> Job:
+            job = _going(tx, project, job_id)
+            return rows.resume(tx, job, event) if job.desired is Desired.PAUSE else job
+
+        job = await self._store.write(resume)
+        self._wake()
         return job
+
+    async def delete(self, project: str, job_id: str) -> None:
+        """Hides a job that has ended; the models that it made stay. Raises JobNotFound and JobNotEnded."""
+
+        def delete(tx: Tx) -> None:
+            job = _existing(tx, project, job_id)
+            if job.status not in TERMINAL_STATUSES:
+                raise JobNotEnded(
+                    f"Job {job_id} has not ended: it is {job.status.value}. Cancel it first, then delete it."
+                )
+            rows.delete(tx, job, int(time.time()))
+
+        await self._store.write(delete)
 
     async def events(self, project: str, job_id: str, *, after: str | None, limit: int) -> Page[JobEvent]:
         """One page of the job's events, newest first. Raises JobNotFound."""
         await self.get(project, job_id)
         page = await self._store.read(rows.event_page, project, job_id, after=after, limit=limit)
         return _continued(page, after, "event")
+
+    async def follow(
+        self, project: str, job_id: str, *, after: str | None, quiet: float = KEEP_ALIVE_SECONDS
+    ) -> AsyncIterator[Sequence[JobEvent] | None]:
+        """All events of the job behind the event `after`, oldest first, as they come; None when there will be no more.
+
+        Gives an empty batch whenever nothing came for `quiet` seconds, and ends without None when the gateway stops.
+        Raises JobNotFound, and InvalidRequest where `after` is no event of the job; both before the first batch.
+        """
+        await self.get(project, job_id)
+        seq = 0
+        if after is not None:
+            found = await self._store.read(rows.event_seq, project, job_id, after)
+            if found is None:
+                raise InvalidRequest(f"There is no event {after!r} of this job to continue after.", param="after")
+            seq = found
+        return self._follow(project, job_id, seq, quiet)
+
+    async def _follow(
+        self, project: str, job_id: str, seq: int, quiet: float
+    ) -> AsyncIterator[Sequence[JobEvent] | None]:
+        with self._store.watch(job_id) as news:
+            while not self._stopping:
+                news.clear()
+                events, ended = await self._store.read(rows.events_since, project, job_id, seq, BATCH)
+                if events:
+                    seq = events[-1].seq
+                    yield events
+                if ended:
+                    yield None
+                    return
+                if len(events) < BATCH:
+                    try:
+                        await asyncio.wait_for(news.wait(), quiet)
+                    except TimeoutError:
+                        yield ()
+
+    def stop(self) -> None:
+        """The gateway stops, and all that follow a job end with it."""
+        self._stopping = True
+        self._store.wake_all()
 
     async def checkpoints(self, project: str, job_id: str, *, after: str | None, limit: int) -> Page[Checkpoint]:
         """One page of the job's checkpoints, highest step first. Raises JobNotFound."""
@@ -149,28 +270,109 @@ class Jobs:
         return _continued(page, after, "checkpoint")
 
     async def queue_position(self, job: Job) -> int | None:
-        """1 for the job that is next; None for one that does not wait."""
-        return await self._store.read(rows.queue_position, job) if job.status is JobStatus.QUEUED else None
+        """1 for the job that is next; None for one that does not wait, and where it cannot be read.
+
+        The job may have been stored a moment ago: an error here would have its client send it again.
+        """
+        if job.status is not JobStatus.QUEUED:
+            return None
+        try:
+            return await self._store.read(rows.queue_position, job)
+        except Exception:
+            log.exception("the place of %s could not be read", job.id)
+            return None
 
     async def count_by_status(self) -> Mapping[str, int]:
         return await self._store.read(rows.count_by_status)
 
 
-def _first_job(tx: Tx, project: str, found: tuple[str, str], digest: str) -> Job:
+def paused_event(job: Job) -> NewEvent:
+    """The event of a job that stops where it is."""
+    where = "before its first step" if job.progress is None else f"at step {job.progress.step}"
+    return NewEvent(f"paused:{ids.base62(12)}", f"Job paused {where}", int(time.time()))
+
+
+def _check_supported(request: JobRequest, provider: str, can: Capabilities) -> None:
+    """Raises InvalidRequest for what the provider would have to drop."""
+    if request.method not in can.methods:
+        methods = ", ".join(sorted(f"'{method.value}'" for method in can.methods)) or "no method"
+        raise InvalidRequest(
+            f"The provider '{provider}' cannot tune by '{request.method.value}'. It supports: {methods}.",
+            param="method.type",
+            code="unsupported_value",
+        )
+    for param in ("validation_file", "seed", "suffix", "metadata"):
+        if getattr(request, param) is not None and not getattr(can, param):
+            raise InvalidRequest(
+                f"The provider '{provider}' does not support '{param}'. Remove it, or choose another provider.",
+                param=param,
+                code="unsupported_parameter",
+            )
+
+
+def _first_events(job: Job, request: JobRequest) -> list[NewEvent]:
+    now, spec = job.created_at, job.spec
+    also = "" if spec.validation_file is None else f" and validation file: {spec.validation_file}"
+    events = [
+        NewEvent("created", f"Created fine-tuning job: {job.id}", now),
+        NewEvent("validating", f"Validating training file: {spec.training_file}{also}", now),
+    ]
+    warnings = []
+    if request.ignored:
+        warnings.append(f"{', '.join(request.ignored)} {'have' if len(request.ignored) > 1 else 'has'} no effect here.")
+    if request.integrations:
+        warnings.append(
+            "This gateway sends nothing to integrations: the metrics are in the job's events and, when it has "
+            "succeeded, in its result file."
+        )
+    if warnings:
+        events.insert(1, NewEvent("ignored", " ".join(warnings), now, EventLevel.WARN))
+    return events
+
+
+def _first_job(tx: Tx, project: str, origin: Origin, digest: str, now: int) -> Job | None:
+    """The job that an earlier try of the same create made. Raises InvalidRequest for a key of another request."""
+    if origin.idempotency_key is None:
+        if not origin.retry:
+            return None
+        since = now - RETRY_SECONDS
+        return rows.job_of_request(tx, project, key_id=origin.key_id, request_sha256=digest, since=since)
+    found = rows.job_of_key(tx, project, origin.idempotency_key, since=now - KEY_KEPT_SECONDS)
+    if found is None:
+        return None
     first_digest, job_id = found
     job = rows.get(tx, project, job_id)
     if first_digest != digest or job is None:
-        raise InvalidRequest(
-            "This Idempotency-Key came with another request before. Use a new key for a new job.",
-            param="Idempotency-Key",
-        )
+        what = "came with another request before" if first_digest != digest else "made a job that was deleted"
+        raise InvalidRequest(f"This Idempotency-Key {what}. Use a new key for a new job.", param="Idempotency-Key")
     return job
+
+
+def _existing(tx: Tx, project: str, job_id: str) -> Job:
+    """Raises JobNotFound."""
+    job = rows.get(tx, project, job_id)
+    if job is None:
+        raise JobNotFound(job_id)
+    return job
+
+
+def _going(tx: Tx, project: str, job_id: str) -> Job:
+    """Raises JobNotFound and JobAlreadyCompleted."""
+    job = _existing(tx, project, job_id)
+    if job.status in TERMINAL_STATUSES:
+        raise _completed(job)
+    return job
+
+
+def _completed(job: Job) -> JobAlreadyCompleted:
+    return JobAlreadyCompleted(f"Job has already completed: {job.id} is {job.status.value}.")
 
 
 def _file(tx: Tx, project: str, param: str, file_id: str) -> File:
     file = file_rows.get(tx, project, file_id)
     if file is None or file.purpose != PURPOSE:
         raise InvalidFile(f"invalid {param}: {file_id}", param=param)
+    require_usable(file, param)
     return file
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from tuneway.errors import ChatModelNotFound, InvalidRequest, ModelNotFound, ModelNotTunable
 from tuneway.providers.base import Provider
-from tuneway.store import Store
+from tuneway.store import Store, Tx, permissions
 from tuneway.store import models as rows
 from tuneway.types import BaseModel, Model, Route
 
@@ -62,7 +62,7 @@ class Models:
         """Deletes a tuned model for good. Raises ModelNotFound, and InvalidRequest for a base model."""
         model = await self._store.write(rows.delete, project, name, int(time.time()))
         if model is None:
-            if await self._resolve(project, name) is not None:
+            if _named(self.bases(), self._model_map.get(name, name)) is not None:
                 raise InvalidRequest(f"{name!r} is a base model; only tuned models can be deleted.", param="model")
             raise ModelNotFound(name)
         await self._providers[model.provider].forget(model)
@@ -81,11 +81,19 @@ class Models:
         return Route(await provider.upstream(found.name, None), found.name)
 
     async def _resolve(self, project: str, name: str) -> BaseModel | Model | None:
-        model = await self._store.read(rows.get, project, name)
+        model = await self._store.read(_usable, project, name)
         if model is None and name in self._model_map:
             name = self._model_map[name]
-            model = await self._store.read(rows.get, project, name)
+            model = await self._store.read(_usable, project, name)
         return model or _named(self.bases(), name)
+
+
+def _usable(tx: Tx, project: str, name: str) -> Model | None:
+    """The project's own model, or a checkpoint that another one lets it use."""
+    found = rows.get(tx, project, name)
+    if found is None and (owner := permissions.owner(tx, project, name)) is not None:
+        found = rows.get(tx, owner, name)
+    return found
 
 
 def _named(bases: Sequence[BaseModel], name: str) -> BaseModel | None:

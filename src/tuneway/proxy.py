@@ -1,6 +1,7 @@
 """The data plane: chat requests go to the model's upstream unparsed and the answer comes back byte for byte.
 
-It knows routes and bytes, nothing of jobs or of the web framework. Every request has a connection of its own: on one
+It knows routes and bytes, nothing of jobs or of the web framework. An answer that is to be stored is the same bytes; of
+them only the last ones wait until it is. Every request has a connection of its own: on one
 that is kept alive, a POST to a server that has just gone can neither be told from one that was read nor sent again.
 """
 
@@ -8,19 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Annotated, Any, NoReturn, Protocol
 
 import aiohttp
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
-from tuneway.errors import InvalidRequest, UpstreamBroken, UpstreamError
+from tuneway.errors import InvalidRequest, TooManyRequests, TunewayError, UpstreamBroken, UpstreamError
 from tuneway.types import Route, Upstream
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 FindRoute = Callable[[str, str], Awaitable[Route]]
+
+
+class Recording(Protocol):
+    """Stores one answer, durably. What it raises is the client's answer instead."""
+
+    async def whole(self, answer: bytes) -> None:
+        """A JSON object."""
+
+    async def stream(self, events: bytes) -> None:
+        """The server-sent events before the last one."""
+
+
+Record = Callable[[str, bytes], Awaitable[Recording]]
+"""Takes a project and a request that is to be stored, before it is sent. Raises InvalidRequest."""
 
 CONNECT_SECONDS = 10
 SILENCE_SECONDS = 600
@@ -29,6 +47,12 @@ SILENCE_SECONDS = 600
 PIECE = 64 * 1024
 MAX_HELD = 1024 * 1024
 """Bytes of an unfinished server-sent event that are held back; a longer event is passed on in parts."""
+MAX_ANSWER = 32 * 1024 * 1024
+"""Bytes of an answer that the gateway keeps: to store it, or because it asked for it itself."""
+
+_LAST_EVENT = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
+_DONE_HERE = frozenset({"store", "metadata"})
+"""What a stored request has of the gateway, whatever its upstream says to ignore."""
 
 # Named, not excluded: what a client or an upstream may send besides is its own (credentials, cookies, hop-by-hop).
 REQUEST_HEADERS = frozenset({"accept", "content-type", "traceparent", "tracestate", "x-request-id"})
@@ -48,14 +72,24 @@ RESPONSE_HEADERS = frozenset(
 RESPONSE_PREFIXES = ("openai-", "x-ratelimit-")
 
 
-class Peek(msgspec.Struct):
-    """All that the gateway reads of a chat request. `stream` only has to be of its type; the upstream acts on it."""
+_Key = Annotated[str, Meta(max_length=64)]
+_Value = Annotated[str, Meta(max_length=512)]
 
-    model: str
+
+class Peek(msgspec.Struct):
+    """All that the gateway reads of a chat request. `stream` only has to be of its type; the upstream acts on it.
+
+    `metadata` belongs to what is stored. Without `store` it is checked all the same and is the upstream's business.
+    """
+
+    model: str | UnsetType = UNSET
     stream: bool | None = None
+    store: bool | None = None
+    metadata: Annotated[dict[_Key, _Value], Meta(max_length=16)] | None = None
 
 
 _peek = msgspec.json.Decoder(Peek)
+_WRONG = re.compile(r"(?P<what>.*) - at (?P<key>`key` in )?`\$\.(?P<param>\w+).*`")
 
 
 def peek(body: bytes) -> Peek:
@@ -63,37 +97,60 @@ def peek(body: bytes) -> Peek:
     try:
         return _peek.decode(body)
     except msgspec.ValidationError as error:
-        said = str(error)
-        if "missing required field" in said:
-            raise InvalidRequest(
-                "Missing required parameter: 'model'.", param="model", code="missing_required_parameter"
-            ) from None
-        wrong, at, path = said.partition(" - at `$.")
-        if not at:
-            raise InvalidRequest("The body must be a JSON object.") from None
-        param = path.rstrip("`")
-        wrong = wrong[0].lower() + wrong[1:]
-        raise InvalidRequest(f"Invalid type for '{param}': {wrong}.", param=param, code="invalid_type") from None
+        raise _wrong_field(str(error)) from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
 
 
+def _wrong_field(said: str) -> InvalidRequest:
+    found = _WRONG.fullmatch(said)
+    if found is None:
+        return InvalidRequest("The body must be a JSON object.")
+    param = found["param"]
+    what = found["what"][0].lower() + found["what"][1:] + (" as a key" if found["key"] else "")
+    if " of length " not in what:
+        return InvalidRequest(f"Invalid type for '{param}': {what}.", param=param, code="invalid_type")
+    code = "object_above_max_properties" if "`object`" in what else "string_above_max_length"
+    return InvalidRequest(f"Invalid '{param}': {what}.", param=param, code=code)
+
+
 class Proxy:
-    """`find_route` takes a project and a model name; it may start what serves the model, and may be cancelled."""
+    """`find_route` takes a project and a model name; it may start what serves the model, and may be cancelled.
 
-    def __init__(self, find_route: FindRoute) -> None:
+    Without `record` nothing is stored, and a request that asks for it is refused.
+    """
+
+    def __init__(self, find_route: FindRoute, record: Record | None = None) -> None:
         self._find_route = find_route
+        self._record = record
 
-    async def answer(self, project: str, body: bytes, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
+    async def answer(
+        self,
+        project: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        receive: Receive,
+        send: Send,
+        *,
+        model: str | None = None,
+    ) -> None:
         """Sends the upstream's answer; the request upstream ends as soon as the client leaves.
 
-        `headers` are the client's, with lower-case names; of them only REQUEST_HEADERS are passed on. Raises
-        TunewayError: before anything was sent, or, when the upstream broke off a body that is no event stream, after.
+        `headers` are the client's, with lower-case names; of them only REQUEST_HEADERS are passed on. `model` weighs
+        more than the body's. Raises TunewayError: before anything was sent, or, when the upstream broke off a body that
+        is no event stream, after.
         """
-        model = peek(body).model
-        answering = asyncio.create_task(self._answer(project, model, body, headers, send))
+        asked = peek(body)
+        if model is None:
+            if asked.model is UNSET:
+                raise InvalidRequest(
+                    "Missing required parameter: 'model'.", param="model", code="missing_required_parameter"
+                )
+            model = asked.model
+        recording = await self._recording(project, body) if asked.store else None
+        answering = asyncio.create_task(self._answer(project, model, body, headers, send, recording))
         leaving = asyncio.create_task(_client_left(receive))
         try:
             await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -104,27 +161,73 @@ class Proxy:
             leaving.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
-    async def _answer(self, project: str, model: str, body: bytes, headers: Mapping[str, str], send: Send) -> None:
+    async def complete(self, project: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a chat request of the gateway's own; `body` has a model and no `stream`.
+
+        Raises what `find_route` does; InvalidRequest, TooManyRequests or UpstreamError with the upstream's words.
+        """
+        headers = {"accept": "application/json", "content-type": "application/json"}
+        async with self._asked(project, body["model"], msgspec.json.encode(body), headers) as response:
+            answer = await _read(response)
+            status = response.status
+        try:
+            value = msgspec.json.decode(answer)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            value = None
+        if status != 200:
+            _raise_upstreams(status, value)
+        if not isinstance(value, dict):
+            raise UpstreamError("The server of this model answered with something else than a JSON object.")
+        return value
+
+    async def _recording(self, project: str, body: bytes) -> Recording:
+        if self._record is None:
+            raise InvalidRequest("'store' is not supported here.", param="store", code="unsupported_parameter")
+        return await self._record(project, body)
+
+    async def _answer(
+        self,
+        project: str,
+        model: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        send: Send,
+        recording: Recording | None,
+    ) -> None:
         passed_on = {name: value for name, value in headers.items() if name in REQUEST_HEADERS}
-        for last_try in (False, True):
-            upstream = (await self._find_route(project, model)).upstream
+        async with self._asked(project, model, body, passed_on) as response:
+            await _pass_on(response, send, recording)
+
+    @asynccontextmanager
+    async def _asked(
+        self, project: str, model: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The upstream's response, as far as its headers; what breaks from here on is an UpstreamBroken."""
+        async with AsyncExitStack() as stack:
+            for last_try in (False, True):
+                upstream = (await self._find_route(project, model)).upstream
+                try:
+                    session = await stack.enter_async_context(_session(upstream))
+                    response = await stack.enter_async_context(
+                        session.post(
+                            upstream.url,
+                            # In pieces: aiohttp writes a body given as bytes in one go, however large.
+                            data=_pieces(body),
+                            headers={**headers, "content-length": str(len(body)), **upstream.headers},
+                            allow_redirects=False,
+                        )
+                    )
+                    break
+                except aiohttp.ClientConnectorError as error:
+                    # Nothing was sent: the engine ended between the route and the connection. The route starts another.
+                    if last_try:
+                        raise UpstreamBroken(
+                            "The server of this model does not answer. Send the request again."
+                        ) from error
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    raise UpstreamBroken from error
             try:
-                async with (
-                    _session(upstream) as session,
-                    session.post(
-                        upstream.url,
-                        # In pieces: aiohttp writes a body given as bytes in one go, however large.
-                        data=_pieces(body),
-                        headers={**passed_on, "content-length": str(len(body)), **upstream.headers},
-                        allow_redirects=False,
-                    ) as response,
-                ):
-                    await _pass_on(response, send)
-                return
-            except aiohttp.ClientConnectorError as error:
-                # Nothing was sent: the engine ended between the route and the connection. The route starts another.
-                if last_try:
-                    raise UpstreamBroken("The server of this model does not answer. Send the request again.") from error
+                yield response
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise UpstreamBroken from error
 
@@ -154,7 +257,7 @@ async def _pieces(body: bytes) -> AsyncIterator[bytes]:
         yield body[start : start + PIECE]
 
 
-async def _pass_on(response: aiohttp.ClientResponse, send: Send) -> None:
+async def _pass_on(response: aiohttp.ClientResponse, send: Send, recording: Recording | None) -> None:
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if response.status >= 300 and kind != "application/json":
         raise UpstreamError(f"The server of this model answered with status {response.status} and no JSON.")
@@ -164,6 +267,14 @@ async def _pass_on(response: aiohttp.ClientResponse, send: Send) -> None:
         if name.lower() in RESPONSE_HEADERS or name.lower().startswith(RESPONSE_PREFIXES)
     }
     chunks: AsyncIterator[bytes] = response.content.iter_any()
+    if recording is not None and response.status == 200:
+        _name_ignored(headers)
+        if kind == "text/event-stream":
+            chunks = _recorded(chunks, recording)
+        else:
+            answer = await _read(response)
+            await recording.whole(answer)
+            chunks = _pieces(answer)
     if kind == "text/event-stream" and "content-encoding" not in headers:
         headers.pop("content-length", None)
         chunks = _whole_events(chunks)
@@ -172,6 +283,75 @@ async def _pass_on(response: aiohttp.ClientResponse, send: Send) -> None:
     async for chunk in chunks:
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _name_ignored(headers: dict[str, str]) -> None:
+    """Takes out of `x-tuneway-ignored` what the gateway itself does for a stored request."""
+    named = [name.strip() for name in headers.pop("x-tuneway-ignored", "").split(",")]
+    left = [name for name in named if name and name not in _DONE_HERE]
+    if left:
+        headers["x-tuneway-ignored"] = ", ".join(left)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    answer = bytearray()
+    async for chunk in response.content.iter_any():
+        answer += chunk
+        if len(answer) > MAX_ANSWER:
+            raise _too_long()
+    return bytes(answer)
+
+
+def _too_long() -> UpstreamError:
+    return UpstreamError(
+        f"The answer is longer than the {MAX_ANSWER} bytes that can be stored; nothing was stored. Ask for less, or "
+        "send the request without 'store'.",
+        code="answer_too_long",
+    )
+
+
+def _raise_upstreams(status: int, value: Any) -> NoReturn:
+    """The upstream's error as one of ours: its message, and whose fault it is."""
+    found = value.get("error") if isinstance(value, dict) else None
+    error = found if isinstance(found, dict) else {}
+    message, param, code = (
+        said if isinstance(said := error.get(name), str) else None for name in ("message", "param", "code")
+    )
+    if message is None:
+        raise UpstreamError(f"The server of this model answered with status {status} and no error message.")
+    if status == 429:
+        raise TooManyRequests(message, param=param, code=code)
+    if 400 <= status < 500:
+        raise InvalidRequest(message, param=param, code=code)
+    raise UpstreamError(message, param=param, code=code)
+
+
+async def _recorded(chunks: AsyncIterator[bytes], recording: Recording) -> AsyncIterator[bytes]:
+    """The same bytes; those from the last event on wait until the others are stored.
+
+    Raises what storing raises, and UpstreamBroken for a stream that ends without its last event.
+    """
+    taken, stored = bytearray(), False
+    async for chunk in chunks:
+        if stored:
+            yield chunk
+            continue
+        passed, line = len(taken), taken.rfind(b"\n") + 1
+        taken += chunk
+        if len(taken) > MAX_ANSWER:
+            raise _too_long()
+        last = _LAST_EVENT.search(taken, line)
+        if last is None:
+            yield chunk
+            continue
+        before = max(last.start(), passed)
+        if before > passed:
+            yield bytes(taken[passed:before])
+        await recording.stream(bytes(taken[: last.start()]))
+        stored = True
+        yield bytes(taken[before:])
+    if not stored:
+        raise UpstreamBroken("The answer ended too early and was not stored. Send the request again.")
 
 
 async def _whole_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -186,8 +366,14 @@ async def _whole_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             if end:
                 yield held[:end]
                 held = held[end:]
+    except TunewayError as error:
+        yield _error_event(error)
     except (aiohttp.ClientError, TimeoutError, OSError):
-        yield b"data: " + json.dumps(UpstreamBroken().envelope()).encode() + b"\n\n"
+        yield _error_event(UpstreamBroken())
     else:
         if held:
             yield held
+
+
+def _error_event(error: TunewayError) -> bytes:
+    return b"data: " + json.dumps(error.envelope()).encode() + b"\n\n"

@@ -18,6 +18,7 @@ from typing import Any
 from tuneway.errors import StartError
 
 CLIENT_URL = "TUNEWAY_URL"
+CLIENT_KEY = "TUNEWAY_API_KEY"
 DEFAULT_URL = "http://127.0.0.1:8400/v1"
 
 
@@ -40,8 +41,12 @@ class Settings:
     cache: Path
     host: str
     port: int
+    auth: bool
     allowed_hosts: tuple[str, ...]
+    outbound_hosts: tuple[str, ...]
+    python_graders: bool
     max_file_bytes: int
+    max_upload_bytes: int
     default_provider: str
     running_jobs: int
     threads: int
@@ -64,6 +69,13 @@ def _whole(low: int, high: int) -> Callable[[Any], int]:
         return number
 
     return parse
+
+
+def _switch(value: Any) -> bool:
+    found = {"on": True, "true": True, "off": False, "false": False}.get(str(value).lower())
+    if found is None:
+        raise ValueError("it must be on or off")
+    return found
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -122,10 +134,25 @@ class Setting:
 SETTINGS = (
     Setting("data", "data", _folder, "Folder of the database, files, runs and logs. Made with mode 0700."),
     Setting("cache", None, _folder, "Folder of base models, shared by gateways. Default: ~/.cache/tuneway."),
-    Setting("host", "127.0.0.1", str, "Address to listen on. Only loopback addresses, as long as there are no keys."),
+    Setting("host", "127.0.0.1", str, "Address to listen on. Any other than a loopback address needs `auth`."),
     Setting("port", 8400, _whole(0, 65535), "Port to listen on; 0 takes a free one."),
+    Setting("auth", "off", _switch, "on: every request needs a key, see `tuneway keys`."),
     Setting("allowed_hosts", (), _names, "Names besides the loopback ones that a Host header may carry."),
-    Setting("max_file_bytes", 512 * 2**20, _whole(1, 2**40), "Largest upload, in bytes."),
+    Setting(
+        "outbound_hosts",
+        (),
+        _names,
+        "Where webhooks and file imports may connect to: names (`hooks.example.com`, `*.example.com`, `*` for every "
+        "public host), and addresses or networks (`10.0.0.0/8`), which alone may be private ones.",
+    ),
+    Setting(
+        "python_graders",
+        "off",
+        _switch,
+        "on: run graders of type `python`, which is code of clients, without network in a bubblewrap sandbox.",
+    ),
+    Setting("max_file_bytes", 512 * 2**20, _whole(1, 2**40), "Largest file sent in one request or imported, in bytes."),
+    Setting("max_upload_bytes", 8 * 2**30, _whole(1, 2**40), "Largest file sent in parts by /v1/uploads, in bytes."),
     Setting(
         "default_provider", "local", str, "Provider that comes first where two have a model of one name: local or fake."
     ),
@@ -166,6 +193,11 @@ def client_url() -> str:
     return os.environ.get(CLIENT_URL, DEFAULT_URL)
 
 
+def client_key() -> str | None:
+    """The key that the command line sends."""
+    return os.environ.get(CLIENT_KEY)
+
+
 def _from_file(config: Path | None) -> tuple[str, Mapping[str, Any]]:
     path = config or Path("tuneway.toml")
     try:
@@ -185,7 +217,8 @@ def _from_file(config: Path | None) -> tuple[str, Mapping[str, Any]]:
 
 def _from_environment() -> Mapping[str, str]:
     known = {row.environment: row.name for row in SETTINGS}
-    ours = {name: value for name, value in os.environ.items() if name.startswith("TUNEWAY_") and name != CLIENT_URL}
+    clients = (CLIENT_URL, CLIENT_KEY)
+    ours = {name: value for name, value in os.environ.items() if name.startswith("TUNEWAY_") and name not in clients}
     unknown = sorted(set(ours) - set(known))
     if unknown:
         raise StartError(f"Unknown settings in the environment: {', '.join(unknown)}. Known: {', '.join(known)}.")

@@ -49,6 +49,14 @@ class Method(StrEnum):
     REINFORCEMENT = "reinforcement"
 
 
+class FileStatus(StrEnum):
+    """`pending` is a file that the gateway is still fetching."""
+
+    PENDING = "pending"
+    PROCESSED = "processed"
+    ERROR = "error"
+
+
 class EventLevel(StrEnum):
     INFO = "info"
     WARN = "warn"
@@ -62,6 +70,8 @@ class Hyperparameters:
     n_epochs: int | Auto = AUTO
     batch_size: int | Auto = AUTO
     learning_rate_multiplier: float | Auto = AUTO
+    beta: float | Auto | None = None
+    """Of `dpo` only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,8 @@ class JobSpec:
     suffix: str | None = None
     seed: int = 0
     metadata: Mapping[str, str] | None = None
+    integrations: tuple[JsonObject, ...] = ()
+    """Asked for and shown again; the gateway has none, and the job's events say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +112,9 @@ class JobRequest:
     method: Method = Method.SUPERVISED
     hyperparameters: Hyperparameters = Hyperparameters()
     provider: str | None = None
+    integrations: tuple[JsonObject, ...] = ()
+    ignored: tuple[str, ...] = ()
+    """Fields of the request without effect, such as `method.dpo` of a supervised job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +219,157 @@ class File:
     bytes: int
     sha256: str
     expires_at: int | None = None
+    status: FileStatus = FileStatus.PROCESSED
+    status_details: str | None = None
+    """What is wrong with a file of status `error`."""
+
+
+class UploadStatus(StrEnum):
+    PENDING = "pending"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file that arrives in parts. `bytes` is its announced size; `expires_after` (seconds) is the file's own."""
+
+    seq: int
+    id: str
+    project_id: str
+    created_at: int
+    filename: str
+    purpose: str
+    bytes: int
+    mime_type: str
+    expires_after: int | None
+    expires_at: int
+    status: UploadStatus
+    file_id: str | None = None
+    part_ids: tuple[str, ...] | None = None
+    """In the order in which `complete` put them together."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadPart:
+    seq: int
+    id: str
+    project_id: str
+    created_at: int
+    upload_id: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A stored chat completion: the request's body and the answer's, as JSON objects."""
+
+    seq: int
+    id: str
+    project_id: str
+    created_at: int
+    model: str
+    request: JsonObject
+    response: JsonObject
+    metadata: Mapping[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """Leave for the project `granted_to` to use the checkpoint `model` of the project `project_id`."""
+
+    seq: int
+    id: str
+    project_id: str
+    created_at: int
+    model: str
+    granted_to: str
+
+
+class Scope(StrEnum):
+    """What a key may do: look; make and change files and jobs; chat; manage keys, webhooks and permissions."""
+
+    READ = "read"
+    TUNE = "tune"
+    CHAT = "chat"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of this gateway, without the key: `hint` is its last characters."""
+
+    seq: int
+    id: str
+    project_id: str
+    created_at: int
+    name: str
+    hint: str
+    scopes: frozenset[Scope]
+    expires_at: int | None = None
+    revoked_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who sends a request; `key_id` is None where the gateway asks for no key."""
+
+    project: str
+    scopes: frozenset[Scope]
+    key_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What tells a client's retry of a create from a second one: SDKs count their tries and send no key for them."""
+
+    key_id: str | None = None
+    retry: int = 0
+    idempotency_key: str | None = None
+
+
+FIRST_TRY = Origin()
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Where events of a project are sent. Its secret is not here: only the service that signs reads it."""
+
+    seq: int
+    id: str
+    project_id: str
+    created_at: int
+    name: str
+    url: str
+    events: tuple[str, ...]
+
+
+class DeliveryState(StrEnum):
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event on its way to one webhook. The receiver tells repeats by `id`; `body` is the JSON that is signed."""
+
+    seq: int
+    id: str
+    project_id: str
+    created_at: int
+    webhook_id: str
+    event_id: str
+    type: str
+    body: str
+    state: DeliveryState
+    attempts: int
+    next_at: int
+    last_status: int | None = None
+    last_error: str | None = None
+    delivered_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from tuneway.blobs import Blobs, Receiving
 from tuneway.dataset.report import Report
 from tuneway.errors import JobFailure, TunewayError
 from tuneway.files import drop_unneeded
+from tuneway.jobs import paused_event
 from tuneway.providers.base import Provider
 from tuneway.rundir import CHECKPOINTS_KEPT, TRAIN_TOKENS, VALID_TOKENS
 from tuneway.store import Store, Tx
@@ -33,6 +34,7 @@ from tuneway.store import models as model_rows
 from tuneway.types import (
     TERMINAL_STATUSES,
     Checkpoint,
+    Desired,
     EventLevel,
     File,
     Hyperparameters,
@@ -108,7 +110,7 @@ class Worker:
         self._wake.set()
 
     def interrupt(self, job_id: str) -> None:
-        """The job was cancelled: whatever is being done for it ends, and is cleaned up after as after a crash."""
+        """The job was cancelled or is to pause: what is being done for it ends, to be taken up as after a crash."""
         task = self._tasks.get(job_id)
         if task is not None:
             # Not at once: a task that is cancelled before its first step never gives its lease back.
@@ -163,6 +165,8 @@ class Worker:
             JobStatus.QUEUED: self._launch,
             JobStatus.RUNNING: self._follow,
         }.get(job.status, self._let_go)
+        if job.desired is Desired.PAUSE and job.status not in TERMINAL_STATUSES:
+            step = self._pause
         wait = 0.0
         try:
             try:
@@ -180,9 +184,8 @@ class Worker:
     async def _put_off(self, job: Job, error: Exception) -> float:
         """Says what went wrong and gives the seconds until the next try; fails a job that was tried often enough."""
         failures = self._failures[job.id] = self._failures.get(job.id, 0) + 1
-        message = "The gateway made a mistake; its log has the details."
-        if isinstance(error, TunewayError):
-            message = error.message
+        mistake = "The gateway made a mistake; its log has the details."
+        message = error.message if isinstance(error, TunewayError) else mistake
         log.error("%s: try %d failed: %s", job.id, failures, message, exc_info=error)
         if failures >= TRIES and job.status not in TERMINAL_STATUSES:
             del self._failures[job.id]
@@ -207,12 +210,11 @@ class Worker:
         reports = await checks.check(_files_to_check(job, self._blobs, workplace), preparation)
         for found in reports:
             if found.error is not None:
-                errors = [asdict(finding) for finding in found.errors]
-                await self._fail(job, found.error, {"errors": errors, "total": found.n_errors})
+                await self._fail(job, found.error, {"errors": [*map(asdict, found.errors)], "total": found.n_errors})
                 return
         resolved = provider.resolve(job.spec, reports[0].n_examples)
         now = _now()
-        chosen = asdict(resolved.hyperparameters)
+        chosen = {name: value for name, value in asdict(resolved.hyperparameters).items() if value is not None}
         events = [
             *_cut_events(job, reports),
             NewEvent("counts", _counts(job, reports), now),
@@ -228,15 +230,17 @@ class Worker:
 
     async def _launch(self, job: Job) -> None:
         provider = self._providers[job.spec.provider]
+        attempt = job.attempt + 1
         handle = job.handle
-        if handle is None and await self._store.read(rows.intended, job):
+        if handle is None and attempt == 1 and await self._store.read(rows.intended, job):
             handle = await provider.find(job.id)
-        if handle is None:
-            handle = await self._start(job, attempt=1)
+        if handle is None:  # `find` would know a paused job too, and not say that it stands still
+            await self._start(job, attempt=attempt)
         else:
             await self._store.write(rows.hold, job, handle)
-        started = NewEvent("started", "Fine-tuning job started", _now())
-        await self._store.write(rows.change, job, [started], status=JobStatus.RUNNING, attempt=1)
+        said = "Fine-tuning job started" if attempt == 1 else f"Fine-tuning job goes on (attempt {attempt})"
+        started = NewEvent(f"started:{attempt}", said, _now())
+        await self._store.write(rows.change, job, [started], status=JobStatus.RUNNING, attempt=attempt)
 
     async def _start(self, job: Job, *, attempt: int) -> JobHandle:
         """Starts the job at its provider: the intent first, then the call, then what confirms it.
@@ -256,22 +260,45 @@ class Worker:
         handle = job.handle or await self._start(job, attempt=job.attempt)
         while True:
             update = await provider.poll(handle, job.cursor)
-            if (update.cursor, update.provider_status) != (job.cursor, job.provider_status):
-                retired: list[Model] = []
-                job = await self._store.write(self._record, job, update, retired)
-                for model in retired:
-                    await provider.forget(model)
-            if update.result is not None:
-                return await self._succeed(job, update.result)
-            if update.status is JobStatus.FAILED:
-                return await self._fail(job, update.error or JobError("server_error", "The provider gave no reason."))
+            going = await self._take(job, update)
+            if going is None:
+                return
+            job = going
             if update.lost:
                 job = await self._count_stall(job, update.error)
                 handle = await self._start(job, attempt=job.attempt)
             await asyncio.sleep(POLL_SECONDS)
             current = await self._store.read(rows.get, job.project_id, job.id)
-            if current is None or current.status in TERMINAL_STATUSES:
-                return None
+            if current is None or current.desired is not Desired.RUN or current.status in TERMINAL_STATUSES:
+                return
+
+    async def _pause(self, job: Job) -> None:
+        """Has the provider stop a started job; one that was finished before has a result, which wins."""
+        provider = self._providers[job.spec.provider]
+        handle = job.handle or await provider.find(job.id)
+        if handle is not None:
+            await provider.pause(handle)
+            going = await self._take(job, await provider.poll(handle, job.cursor))
+            if going is None:
+                return
+            job = going
+        resumed = NewEvent(f"waiting:{job.fence}", "Job was resumed while it stopped; it waits for a place", _now())
+        await self._store.write(rows.park, job, paused_event(job), resumed)
+
+    async def _take(self, job: Job, update: JobUpdate) -> Job | None:
+        """Stores what a poll said; None where that was the job's end."""
+        if (update.cursor, update.provider_status) != (job.cursor, job.provider_status):
+            retired: list[Model] = []
+            job = await self._store.write(self._record, job, update, retired)
+            for model in retired:
+                await self._providers[job.spec.provider].forget(model)
+        if update.result is not None:
+            await self._succeed(job, update.result)
+        elif update.status is JobStatus.FAILED:
+            await self._fail(job, update.error or JobError("server_error", "The provider gave no reason."))
+        else:
+            return job
+        return None
 
     def _record(self, tx: Tx, job: Job, update: JobUpdate, retired: list[Model]) -> Job:
         """Events, checkpoints, progress and cursor of one poll, together; the models that made room go to `retired`."""
@@ -330,9 +357,7 @@ class Worker:
         """First the model is callable, then the job says so, in one transaction with everything it leaves behind."""
         model = _model(job, job.planned_model, result.upstream_model, None, result.finished_at)
         await self._providers[job.spec.provider].settle(model)
-        csv = None
-        if result.metrics_csv is not None:
-            csv = await _receive(self._blobs, result.metrics_csv)
+        csv = None if result.metrics_csv is None else await _receive(self._blobs, result.metrics_csv)
         events = [
             NewEvent("model", f"New fine-tuned model created: {model.id}", _now()),
             NewEvent("succeeded", "The job has successfully completed", _now()),

@@ -15,9 +15,10 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tests.contract.fakes import FakeFiles, FakeJobs, FakeModels
+from tests.contract.fakes import FakeFiles, FakeJobs, FakeModels, NoKeys, services
 from tests.contract.upstream import FakeUpstream
 from tuneway import api
+from tuneway.proxy import Proxy
 
 
 @dataclass
@@ -96,11 +97,15 @@ def gateway(
 ) -> Gateway:
     gateway = Gateway(server.port, FakeJobs(), FakeFiles(folder=tmp_path), FakeModels(), client, http)
     server.app = api.build(
-        jobs=gateway.jobs,
-        files=gateway.files,
-        models=gateway.models,
-        ready=lambda: gateway.is_ready,
-        settings=settings,
+        services(
+            jobs=gateway.jobs,
+            files=gateway.files,
+            models=gateway.models,
+            ready=lambda: gateway.is_ready,
+            keys=NoKeys(),
+            chat=Proxy(gateway.models.route),
+        ),
+        settings,
     )
     return gateway
 

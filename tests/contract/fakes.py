@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+from tuneway import api
 from tuneway.errors import (
     ChatModelNotFound,
     FileNotFound,
@@ -22,6 +23,7 @@ from tuneway.types import (
     TERMINAL_STATUSES,
     BaseModel,
     Checkpoint,
+    Desired,
     EventLevel,
     File,
     Hyperparameters,
@@ -31,12 +33,28 @@ from tuneway.types import (
     JobSpec,
     JobStatus,
     Model,
+    Origin,
     Page,
+    Principal,
     Route,
+    Scope,
 )
 
 NOW = 1_790_000_000
 BASE = BaseModel("smollm2-135m-instruct", "local", "A small model.", NOW)
+
+
+class NoKeys:
+    """A gateway with auth off."""
+
+    async def authenticate(self, presented: str | None) -> Principal:
+        return Principal("default", frozenset(Scope))
+
+
+def services(**given: Any) -> api.Services:
+    """The services of an app; those that are not given are not asked for."""
+    return api.Services(**{field.name: None for field in fields(api.Services)} | given)  # type: ignore[arg-type]
+
 
 T = TypeVar("T", Job, JobEvent, Checkpoint, File)
 
@@ -53,11 +71,13 @@ def job(number: int, request: JobRequest | None = None, status: JobStatus = JobS
             model=request.model,
             training_file=request.training_file,
             provider=request.provider or "local",
+            method=request.method,
             hyperparameters=request.hyperparameters,
             validation_file=request.validation_file,
             suffix=request.suffix,
             seed=7 if request.seed is None else request.seed,
             metadata=request.metadata,
+            integrations=request.integrations,
         ),
         status=status,
         training_sha256="0" * 64,
@@ -109,19 +129,21 @@ class FakeJobs:
     filters: list[Mapping[str, str] | None] = field(default_factory=list)
     stored_events: list[JobEvent] = field(default_factory=list)
     stored_checkpoints: list[Checkpoint] = field(default_factory=list)
+    batches: list[Sequence[JobEvent] | None] = field(default_factory=list)
+    followed: list[str | None] = field(default_factory=list)
     breaks_with: Exception | None = None
 
     def add(self, made: Job) -> Job:
         self.rows[made.id] = made
         return made
 
-    async def create(self, project: str, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
+    async def create(self, project: str, request: JobRequest, origin: Origin) -> Job:
         assert project == "default"
         if self.breaks_with is not None:
             raise self.breaks_with
         self.done["create"] += 1
         self.requests.append(request)
-        self.keys.append(idempotency_key)
+        self.keys.append(origin.idempotency_key)
         return self.add(job(len(self.rows) + 1, request))
 
     async def get(self, project: str, job_id: str) -> Job:
@@ -136,12 +158,41 @@ class FakeJobs:
         self.filters.append(metadata)
         return _page([*self.rows.values()][::-1], after, limit)
 
-    async def cancel(self, project: str, job_id: str) -> Job:
+    async def cancel(self, project: str, job_id: str, origin: Origin) -> Job:
+        found = await self._going(project, job_id)
+        self.done["cancel"] += 1
+        return self.add(replace(found, status=JobStatus.CANCELLED, finished_at=NOW + 9))
+
+    async def pause(self, project: str, job_id: str) -> Job:
+        found = await self._going(project, job_id)
+        self.done["pause"] += 1
+        return self.add(replace(found, status=JobStatus.PAUSED, desired=Desired.PAUSE))
+
+    async def resume(self, project: str, job_id: str) -> Job:
+        found = await self._going(project, job_id)
+        self.done["resume"] += 1
+        return self.add(replace(found, status=JobStatus.QUEUED, desired=Desired.RUN))
+
+    async def _going(self, project: str, job_id: str) -> Job:
         found = await self.get(project, job_id)
         if found.status in TERMINAL_STATUSES:
             raise JobAlreadyCompleted
-        self.done["cancel"] += 1
-        return self.add(replace(found, status=JobStatus.CANCELLED, finished_at=NOW + 9))
+        return found
+
+    async def delete(self, project: str, job_id: str) -> None:
+        await self.get(project, job_id)
+        self.done["delete"] += 1
+        del self.rows[job_id]
+
+    async def follow(self, project: str, job_id: str, *, after: str | None) -> AsyncIterator[Sequence[JobEvent] | None]:
+        await self.get(project, job_id)
+        self.followed.append(after)
+
+        async def batches() -> AsyncIterator[Sequence[JobEvent] | None]:
+            for batch in self.batches:
+                yield batch
+
+        return batches()
 
     async def events(self, project: str, job_id: str, *, after: str | None, limit: int) -> Page[JobEvent]:
         await self.get(project, job_id)
@@ -173,7 +224,9 @@ class FakeIncoming:
         self._files.largest_write = max(self._files.largest_write, len(data))
         self._data += data
 
-    async def commit(self, project: str, *, filename: str, purpose: str, expires_after: int | None) -> File:
+    async def commit(
+        self, project: str, *, filename: str, purpose: str, expires_after: int | None, origin: Origin
+    ) -> File:
         assert project == "default"
         assert self.ended is None
         self.ended = "committed"

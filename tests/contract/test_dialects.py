@@ -97,5 +97,5 @@ def test_who_speaks_what(gateway: Gateway) -> None:
 
 
 def test_azure_paths_speak_azure(gateway: Gateway) -> None:
-    error = gateway.http.get(f"{gateway.url}/openai/none").json()["error"]
-    assert error["code"] == "notFound"
+    error = gateway.http.get(f"{gateway.url}/openai/v1/none").json()["error"]
+    assert error["code"] == "404"

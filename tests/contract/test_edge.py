@@ -15,24 +15,7 @@ import pytest
 from tests.contract.conftest import Gateway
 from tests.contract.fakes import BASE, tuned
 from tuneway import api
-
-ROUTES = {
-    "/v1/files": {"GET", "POST"},
-    "/v1/files/file-none": {"GET", "DELETE"},
-    "/v1/files/file-none/content": {"GET"},
-    "/v1/fine_tuning/jobs": {"GET", "POST"},
-    "/v1/fine_tuning/jobs/ftjob-none": {"GET"},
-    "/v1/fine_tuning/jobs/ftjob-none/cancel": {"POST"},
-    "/v1/fine_tuning/jobs/ftjob-none/events": {"GET"},
-    "/v1/fine_tuning/jobs/ftjob-none/checkpoints": {"GET"},
-    "/v1/models": {"GET"},
-    "/v1/models/ft:none": {"GET", "DELETE"},
-    "/v1/chat/completions": {"POST"},
-    "/healthz": {"GET"},
-    "/readyz": {"GET"},
-    "/metrics": {"GET"},
-}
-METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
+from tuneway.api import edge
 
 
 def assert_stamped(response: httpx2.Response) -> None:
@@ -53,14 +36,6 @@ def assert_envelope(response: httpx2.Response) -> dict[str, Any]:
     return error
 
 
-def test_the_table_of_routes_is_whole(gateway: Gateway) -> None:
-    """Of all but the chat route, which is no operation of the framework's."""
-    names = {"file_id": "file-none", "job_id": "ftjob-none", "model": "ft:none"}
-    described = gateway.http.get(f"{gateway.url}/openapi.json").json()["paths"]
-    served = {path.format(**names): {method.upper() for method in methods} for path, methods in described.items()}
-    assert served == {path: methods for path, methods in ROUTES.items() if path != "/v1/chat/completions"}
-
-
 def test_the_description_refers_to_nothing_that_it_lacks(gateway: Gateway) -> None:
     text = gateway.http.get(f"{gateway.url}/openapi.json").text
     schemas = json.loads(text)["components"]["schemas"]
@@ -68,28 +43,6 @@ def test_the_description_refers_to_nothing_that_it_lacks(gateway: Gateway) -> No
     assert "CreateFineTuningJobRequest" in referred
     assert text.count('"$ref"') == text.count('"$ref":"#/components/schemas/')
     assert referred <= schemas.keys()
-
-
-@pytest.mark.parametrize("path", [*ROUTES, "/", "/v1", "/v1/files/", "/v1/none", "/openai/files"])
-def test_every_route_answers_every_wrong_method_and_body_with_one_envelope(gateway: Gateway, path: str) -> None:
-    allowed = ROUTES.get(path)
-    for method in METHODS:
-        for content, kind in ((b"", None), (b"{", "application/json"), (b"\xff\0", "text/plain"), (b"x", None)):
-            headers = {} if kind is None else {"content-type": kind}
-            response = gateway.http.request(method, gateway.url + path, content=content, headers=headers)
-            assert_stamped(response)
-            if allowed is None:
-                assert response.status_code == 404
-                assert f"Invalid URL ({method} {path})" in assert_envelope(response)["message"]
-            elif method not in allowed:
-                assert response.status_code == 405
-                assert set(response.headers["allow"].split(", ")) == allowed
-                assert_envelope(response)
-            elif response.status_code != 200:
-                assert response.status_code in (400, 404, 415)
-                assert_envelope(response)
-            else:
-                assert method == "GET"
 
 
 def test_an_unexpected_error_is_a_500_that_is_not_tried_again(
@@ -268,3 +221,22 @@ class TestModels:
 
     def test_a_name_with_a_slash_is_an_unknown_model(self, gateway: Gateway) -> None:
         assert gateway.http.get(f"{gateway.url}/v1/models/org/name").json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/fine_tuning/jobs", "/v1/chat/completions"])
+def test_a_body_that_stops_coming_is_given_up(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr(edge, "BODY_SILENCE_SECONDS", 0.05)
+    kind = "multipart/form-data; boundary=b" if path == "/v1/files" else "application/json"
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    connection.putrequest("POST", path)
+    connection.putheader("content-type", kind)
+    connection.putheader("content-length", "1000")
+    connection.endheaders()
+    connection.send(b"--b\r\n" if path == "/v1/files" else b'{"model": ')
+    with connection.getresponse() as response:
+        assert response.status == 408
+        assert response.headers["connection"] == "close"
+        assert json.load(response)["error"].keys() == {"message", "type", "param", "code"}
+    connection.close()
+    assert gateway.files.done["discard"] == gateway.files.done["receive"]
+    assert not gateway.jobs.done

@@ -207,6 +207,79 @@ def test_cancel_refuses_a_body_with_something_in_it(gateway: Gateway) -> None:
     assert gateway.jobs.done["cancel"] == 0
 
 
+def test_pause_and_resume(gateway: Gateway) -> None:
+    gateway.jobs.add(job(1))
+    jobs = gateway.client.fine_tuning.jobs
+    for call, state in ((jobs.pause, "paused"), (jobs.resume, "queued")):
+        shown = call(job(1).id).to_dict()
+        assert (shown["status"], shown["tuneway"]["state"]) == ("queued", state)  # type: ignore[index]
+    jobs.cancel(job(1).id)
+    for call in (jobs.pause, jobs.resume):
+        with pytest.raises(openai.BadRequestError, match="Job has already completed"):
+            call(job(1).id)
+
+
+def test_what_has_no_effect_is_named(gateway: Gateway) -> None:
+    integrations = [{"type": "wandb", "wandb": {"project": "p"}}]
+    asked = {**method(type="supervised", dpo={}), "integrations": integrations}
+    assert post(gateway, asked).headers["x-tuneway-ignored"] == "integrations, method.dpo"
+    assert "x-tuneway-ignored" not in post(gateway, REQUEST).headers
+    assert gateway.jobs.requests[0].integrations == ({"type": "wandb", "wandb": {"project": "p"}},)
+
+
+def test_delete(gateway: Gateway) -> None:
+    gateway.jobs.add(job(1))
+    ours, azures = "/v1/tuneway/jobs", "/openai/v1/fine_tuning/jobs"
+    answers = [gateway.http.delete(f"{gateway.url}{path}/{job(1).id}") for path in (ours, ours, azures)]
+    assert [answer.status_code for answer in answers] == [204, 404, 204]
+    assert answers[0].content == answers[2].content == b""
+
+
+def test_a_stream_of_events(gateway: Gateway) -> None:
+    gateway.jobs.add(job(1))
+    gateway.jobs.batches = [[event(1), event(2, step=5)], (), [event(3)], None]
+    url = f"{gateway.url}/v1/fine_tuning/jobs/{job(1).id}/events"
+    response = gateway.http.get(f"{url}?stream=true&after=ftevent-0", headers={"last-event-id": "ftevent-1"})
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    frames = response.text.split("\n\n")
+    assert [frame.split("\n")[0] for frame in frames] == [
+        *(f"id: {event(number).id}" for number in (1, 2)),
+        ": ",
+        f"id: {event(3).id}",
+        "data: [DONE]",
+        "",
+    ]
+    gateway.jobs.stored_events = [event(2, step=5)]
+    shown = gateway.http.get(url, params={"stream": "0"}).json()["data"]
+    assert json.loads(frames[1].split("\n")[1].removeprefix("data: ")) == shown[0]
+    gateway.http.get(f"{url}?stream=1&after=ftevent-0")
+    assert gateway.jobs.followed == ["ftevent-1", "ftevent-0"]
+
+
+def test_a_stream_without_its_end_is_one_that_broke_off(gateway: Gateway) -> None:
+    gateway.jobs.add(job(1))
+    gateway.jobs.batches = [[event(1)]]
+    response = gateway.http.get(f"{gateway.url}/v1/fine_tuning/jobs/{job(1).id}/events?stream=true")
+    assert "[DONE]" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "param"),
+    [
+        ("stream=yes", 400, "stream"),
+        ("stream=", 400, "stream"),
+        ("stream=true&limit=3", 400, "limit"),
+        ("limit=0", 400, "limit"),
+    ],
+)
+def test_wrong_queries_of_events(gateway: Gateway, query: str, status: int, param: str) -> None:
+    gateway.jobs.add(job(1))
+    response = gateway.http.get(f"{gateway.url}/v1/fine_tuning/jobs/{job(1).id}/events?{query}")
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param)
+    missing = gateway.http.get(f"{gateway.url}/v1/fine_tuning/jobs/ftjob-none/events?stream=true")
+    assert missing.status_code == 404
+
+
 def test_lists_page_through_everything(gateway: Gateway) -> None:
     for number in range(1, 8):
         gateway.jobs.add(job(number))
@@ -358,9 +431,13 @@ def method(**values: Any) -> dict[str, Any]:
         (hyper(learning_rate_multiplier=1e999), "hyperparameters.learning_rate_multiplier", None),
         (hyper(beta=0.1), "hyperparameters.beta", "unknown_parameter"),
         (method(), "method.type", "missing_required_parameter"),
-        (method(type="dpo", dpo={"hyperparameters": {"beta": 0.1}}), "method.type", "invalid_value"),
-        (method(type="reinforcement"), "method.type", "invalid_value"),
-        (method(type="supervised", dpo={}), "method.dpo", "unknown_parameter"),
+        (method(type="sft"), "method.type", "invalid_value"),
+        (
+            method(type="dpo", dpo={"hyperparameters": {"beta": 3}}),
+            "method.dpo.hyperparameters.beta",
+            "integer_above_max_value",
+        ),
+        (method(type="reinforcement"), "method.reinforcement", "missing_required_parameter"),
         (
             method(type="supervised", supervised={"hyperparameters": {"n_epochs": "x"}}),
             "method.supervised.hyperparameters.n_epochs",
@@ -372,7 +449,7 @@ def method(**values: Any) -> dict[str, Any]:
             "hyperparameters.n_epochs",
             "invalid_value",
         ),
-        ({**REQUEST, "integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations", None),
+        ({**REQUEST, "integrations": [{"type": "wandb", "wandb": {}}]}, "integrations.0.wandb.project", None),
         ({**REQUEST, "tuneway": {"budget": 3}}, "tuneway.budget", "unknown_parameter"),
         ({**REQUEST, "tuneway": "local"}, "tuneway", "invalid_type"),
     ],
@@ -387,8 +464,8 @@ def test_a_wrong_field_is_named(gateway: Gateway, body: Any, param: str, code: s
 
 def test_openais_words(gateway: Gateway) -> None:
     assert refused(gateway, {})["message"] == "Missing required parameter: 'model'."
-    assert (
-        refused(gateway, method(type="dpo"))["message"] == "Invalid value: 'dpo'. Supported values are: 'supervised'."
+    assert refused(gateway, method(type="sft"))["message"] == (
+        "Invalid value: 'sft'. Supported values are: 'supervised', 'dpo' or 'reinforcement'."
     )
     assert refused(gateway, {**REQUEST, "seed": -42})["message"] == (
         "Invalid 'seed': integer below minimum value. Expected a value >= 0, but got -42 instead."

@@ -6,16 +6,28 @@ import asyncio
 import json
 import socket
 import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 import openai
 import pytest
 
-from tests.contract.conftest import Gateway
-from tests.contract.fakes import BASE
+from tests.contract.conftest import Gateway, Server
+from tests.contract.fakes import BASE, NoKeys, services
 from tests.contract.upstream import JSON_HEAD, SSE_HEAD, FakeUpstream, answers, chunk, json_answer
-from tuneway.errors import EngineUnavailable
+from tuneway import api
+from tuneway.errors import (
+    EngineUnavailable,
+    InvalidRequest,
+    OutOfSpace,
+    TooManyRequests,
+    TunewayError,
+    UpstreamBroken,
+    UpstreamError,
+)
+from tuneway.proxy import MAX_ANSWER, Proxy
 from tuneway.types import Route, Upstream
 
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
@@ -260,11 +272,14 @@ def test_an_unknown_model_is_openais_404(gateway: Gateway) -> None:
         (b'{"model": 7}', 400, "model"),
         (b'{"model": null}', 400, "model"),
         (b'{"model": "m", "stream": "yes"}', 400, "stream"),
+        (b'{"model": "m", "store": 1}', 400, "store"),
+        (b'{"model": "m", "metadata": {"a": null}}', 400, "metadata"),
+        (b'{"model": "m", "store": true}', 400, "store"),
         (b'{"model": "m", "x": NaN}', 400, None),
         (b'{"model": "m", "x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", 400, None),
         (b'{"model": "m", "x": "' + b"x" * 2 * 1024 * 1024 + b'"}', 413, None),
     ],
-    ids=range(12),
+    ids=range(15),
 )
 def test_a_wrong_body_goes_nowhere(gateway: Gateway, body: bytes, status: int, param: str | None) -> None:
     response = post(gateway, body)
@@ -293,3 +308,184 @@ def test_open_streams_are_counted(gateway: Gateway, upstream: FakeUpstream) -> N
     upstream.behave = json_answer(b"{}")
     assert post(gateway).status_code == 200
     assert open_streams().endswith(" 0.0")
+
+
+# ------------------------------------------------------------------------------------------------------ to be stored
+
+STORED = {**BODY, "store": True}
+LAST = b"data: [DONE]\n\n"
+
+
+async def _nothing() -> None:
+    pass
+
+
+@dataclass
+class Recorder:
+    """Keeps what it was given to store, once `before` has ended."""
+
+    requests: list[bytes] = field(default_factory=list)
+    stored: list[bytes] = field(default_factory=list)
+    before: Callable[[], Awaitable[None]] = _nothing
+
+    async def record(self, project: str, body: bytes) -> Recorder:
+        assert project == "default"
+        self.requests.append(body)
+        return self
+
+    async def whole(self, answer: bytes) -> None:
+        await self.before()
+        self.stored.append(answer)
+
+    stream = whole
+
+
+@pytest.fixture
+def recorder(gateway: Gateway, server: Server, settings: api.ApiSettings) -> Recorder:
+    """What a gateway with a place to store answers stores them by."""
+    recorder = Recorder()
+    server.app = api.build(
+        services(keys=NoKeys(), chat=Proxy(gateway.models.route, recorder.record), ready=lambda: True), settings
+    )
+    return recorder
+
+
+async def _full() -> None:
+    raise OutOfSpace
+
+
+def test_an_answer_is_stored_as_it_came(gateway: Gateway, upstream: FakeUpstream, recorder: Recorder) -> None:
+    answer = b'{ "id" : "chatcmpl-1",   "odd":"\xc3\xa4" }\n'
+    upstream.behave = json_answer(answer, b"x-tuneway-ignored: metadata, service_tier")
+    response = post(gateway, STORED)
+    assert response.content == answer
+    assert response.headers["x-tuneway-ignored"] == "service_tier"
+    assert recorder.stored == [answer]
+    assert recorder.requests == [upstream.received[0].body] == [json.dumps(STORED).encode()]
+    assert post(gateway, {**BODY, "store": False}).content == answer
+    assert len(recorder.stored) == 1
+
+
+@pytest.mark.parametrize("cut", [0, 7, 100])
+@pytest.mark.parametrize("last", [LAST, b"data:[DONE]\r\n\r\n", b"data: [DONE]"])
+def test_the_last_event_waits_until_the_others_are_stored(
+    gateway: Gateway, upstream: FakeUpstream, recorder: Recorder, cut: int, last: bytes
+) -> None:
+    events = event("data: [DONE]") + event("b")
+    others_were_read = threading.Event()
+
+    async def read() -> None:
+        assert await asyncio.to_thread(others_were_read.wait, 10)
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(SSE_HEAD + chunk(events + last[:cut]))
+        if last[cut:]:
+            await writer.drain()
+            await read()
+            writer.write(chunk(last[cut:]))
+        writer.write(b"0\r\n\r\n")
+
+    upstream.behave, recorder.before = behave, read
+    url, headers = f"{gateway.url}/v1/chat/completions", {"content-type": "application/json"}
+    with gateway.http.stream("POST", url, content=json.dumps(STORED), headers=headers) as response:
+        got = b""
+        for piece in response.iter_raw():
+            got += piece
+            if got == events:
+                assert not recorder.stored
+                others_were_read.set()
+    assert got == events + last
+    assert recorder.stored == [events]
+
+
+@pytest.mark.parametrize("before", [b"", event("one")])
+def test_a_full_disk_is_told_in_a_stream(
+    gateway: Gateway, upstream: FakeUpstream, recorder: Recorder, before: bytes
+) -> None:
+    recorder.before = _full
+    upstream.behave = answers(SSE_HEAD + chunk(before + LAST) + b"0\r\n\r\n")
+    content = post(gateway, {**STORED, "stream": True}).content
+    assert content == before + b"data: " + json.dumps(OutOfSpace().envelope()).encode() + b"\n\n"
+
+
+def test_a_full_disk_is_a_507(gateway: Gateway, upstream: FakeUpstream, recorder: Recorder) -> None:
+    recorder.before = _full
+    upstream.behave = json_answer(b"{}")
+    response = post(gateway, STORED)
+    assert (response.status_code, response.json()["error"]["code"]) == (507, "out_of_space")
+
+
+def test_an_answer_too_long_to_store_is_refused(gateway: Gateway, upstream: FakeUpstream, recorder: Recorder) -> None:
+    upstream.behave = json_answer(b'"' + b"x" * MAX_ANSWER + b'"')
+    response = post(gateway, STORED)
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "answer_too_long")
+    assert not recorder.stored
+
+
+def test_a_stream_without_its_end_is_not_stored(gateway: Gateway, upstream: FakeUpstream, recorder: Recorder) -> None:
+    upstream.behave = answers(SSE_HEAD + chunk(event("one")) + b"0\r\n\r\n")
+    content = post(gateway, {**STORED, "stream": True}).content
+    assert content.startswith(event("one") + b'data: {"error": ')
+    assert b"upstream_broken" in content
+    assert not recorder.stored
+
+
+def test_an_error_of_the_upstream_is_not_stored(gateway: Gateway, upstream: FakeUpstream, recorder: Recorder) -> None:
+    head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+    upstream.behave = answers(head)
+    assert post(gateway, STORED).status_code == 400
+    assert not recorder.stored
+
+
+def test_nothing_is_stored_for_a_client_that_left(gateway: Gateway, upstream: FakeUpstream, recorder: Recorder) -> None:
+    upstream.behave = upstream.waits_for_the_end(SSE_HEAD + chunk(event("one")))
+    stream = gateway.client.chat.completions.create(model=BASE.name, messages=MESSAGES, stream=True, store=True)
+    next(stream)
+    stream.close()
+    assert upstream.gone.wait(10)
+    assert not recorder.stored
+
+
+# -------------------------------------------------------------------------------------------- asked by the gateway
+
+
+def complete(gateway: Gateway) -> dict[str, Any]:
+    return asyncio.run(Proxy(gateway.models.route).complete("default", BODY))
+
+
+def test_the_gateway_asks_by_itself(gateway: Gateway, upstream: FakeUpstream) -> None:
+    upstream.behave = json_answer(b'{"id": "chatcmpl-1"}')
+    assert complete(gateway) == {"id": "chatcmpl-1"}
+    assert json.loads(upstream.received[0].body) == BODY
+    assert upstream.received[0].headers["authorization"] == "Bearer engine-token"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, {"error": {"message": "no", "param": "n", "code": "x"}}, InvalidRequest),
+        (429, {"error": {"message": "no", "param": "n", "code": "x"}}, TooManyRequests),
+        (500, {"error": {"message": "no", "param": "n", "code": "x"}}, UpstreamError),
+        (400, {"message": "what"}, UpstreamError),
+        (200, ["no object"], UpstreamError),
+    ],
+    ids=range(5),
+)
+def test_an_upstreams_error_keeps_its_words(
+    gateway: Gateway, upstream: FakeUpstream, status: int, body: Any, kind: type[TunewayError]
+) -> None:
+    raw = json.dumps(body).encode()
+    upstream.behave = answers(
+        b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(raw)) + raw
+    )
+    with pytest.raises(TunewayError) as raised:
+        complete(gateway)
+    assert type(raised.value) is kind
+    if "error" in body:
+        assert (raised.value.message, raised.value.param, raised.value.code) == ("no", "n", "x")
+
+
+def test_a_broken_answer_to_the_gateway_is_told(gateway: Gateway, upstream: FakeUpstream) -> None:
+    upstream.behave = answers(JSON_HEAD + b"content-length: 100\r\n\r\n{")
+    with pytest.raises(UpstreamBroken):
+        complete(gateway)

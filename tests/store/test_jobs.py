@@ -11,7 +11,7 @@ import pytest
 
 from tuneway import ids
 from tuneway.store import Store, jobs
-from tuneway.types import Job, JobHandle, JobSpec, JobStatus, NewEvent
+from tuneway.types import Desired, Job, JobHandle, JobSpec, JobStatus, NewEvent
 
 PROJECT = "default"
 
@@ -182,3 +182,99 @@ def test_what_runs_after_the_commit_does_not_run_when_it_fails(store: Store) -> 
 def test_readers_cannot_write(store: Store) -> None:
     with pytest.raises(Exception, match="readonly"):
         asyncio.run(store.read(jobs.insert, new_job(), []))
+
+
+# ----------------------------------------------------------------------------------------- pause, resume, retries, news
+
+
+def paused(store: Store, job: Job) -> Job:
+    return asyncio.run(store.write(jobs.pause, job, NewEvent(ids.base62(8), "", 1)))
+
+
+def resumed(store: Store, job: Job) -> Job:
+    return asyncio.run(store.write(jobs.resume, job, NewEvent(ids.base62(8), "", 1)))
+
+
+def test_a_paused_job_is_out_of_its_workers_hands(store: Store, insert: Callable[..., Job]) -> None:
+    insert(JobStatus.QUEUED)
+    (carried,) = claim(store)
+    assert paused(store, carried).status is JobStatus.PAUSED
+    for late in (
+        lambda tx: jobs.intend(tx, carried, ids.effect_id(), 1),
+        lambda tx: jobs.change(tx, carried, status=JobStatus.RUNNING),
+    ):
+        with pytest.raises(jobs.Stale):
+            asyncio.run(store.write(late))
+    assert claim(store, now=9000) == []
+
+
+def test_nothing_is_launched_of_a_job_that_shall_pause(store: Store, insert: Callable[..., Job]) -> None:
+    job = insert(JobStatus.RUNNING)
+    stopping = paused(store, job)
+    assert (stopping.status, stopping.desired) == (JobStatus.RUNNING, Desired.PAUSE)
+    with pytest.raises(jobs.Stale):
+        asyncio.run(store.write(jobs.intend, stopping, ids.effect_id(), 1))
+    assert [found.id for found in claim(store)] == [job.id]
+
+
+@pytest.mark.parametrize("withdrawn", [False, True])
+def test_a_stopped_job_gives_its_place_back(store: Store, insert: Callable[..., Job], withdrawn: bool) -> None:
+    insert(JobStatus.QUEUED)
+    other = insert(JobStatus.QUEUED)
+    (job,) = claim(store)
+    asyncio.run(store.write(jobs.intend, job, ids.effect_id(), 1))
+    asyncio.run(store.write(jobs.hold, job, JobHandle("local", job.id)))
+    running = asyncio.run(store.write(jobs.change, job, status=JobStatus.RUNNING, resolved={"n_epochs": 1}))
+    stopping = paused(store, running)
+    if withdrawn:
+        resumed(store, stopping)
+    events = NewEvent("paused", "", 1), NewEvent("waits", "", 1)
+    parked = asyncio.run(store.write(jobs.park, stopping, *events))
+    asyncio.run(store.write(jobs.release, parked))
+    assert (parked.status, parked.handle) == (JobStatus.QUEUED if withdrawn else JobStatus.PAUSED, None)
+    assert [found.id for found in claim(store)] == [job.id if withdrawn else other.id]
+    if not withdrawn:
+        assert resumed(store, parked).status is JobStatus.QUEUED
+
+
+def test_a_job_that_was_not_checked_is_checked_when_it_goes_on(store: Store, insert: Callable[..., Job]) -> None:
+    assert resumed(store, paused(store, insert())).status is JobStatus.VALIDATING_FILES
+
+
+def test_a_retry_is_known_by_sender_request_and_time(store: Store) -> None:
+    old = asyncio.run(store.write(jobs.insert, new_job(), [], key_id="key_a", request_sha256="r"))
+    job = asyncio.run(store.write(jobs.insert, new_job(), [], key_id="key_a", request_sha256="r"))
+    anonymous = asyncio.run(store.write(jobs.insert, new_job(), [], key_id=None, request_sha256="r"))
+
+    def found(key_id: str | None, request: str = "r", since: int = job.created_at) -> str | None:
+        first = asyncio.run(
+            store.read(lambda tx: jobs.job_of_request(tx, PROJECT, key_id=key_id, request_sha256=request, since=since))
+        )
+        return None if first is None else first.id
+
+    assert [found("key_a"), found(None), found("key_b"), found("key_a", "s")] == [job.id, anonymous.id, None, None]
+    assert found("key_a", since=job.created_at + 1) is None
+    asyncio.run(store.write(jobs.delete, job, 1))
+    assert found("key_a") == old.id
+
+
+def test_who_watches_a_job_wakes_with_its_commits_only(store: Store, insert: Callable[..., Job]) -> None:
+    job, other = insert(), insert()
+
+    def broken(tx: Any) -> None:
+        jobs.add_events(tx, job, [NewEvent("never", "", 1)])
+        raise LookupError
+
+    async def watch() -> None:
+        with store.watch(job.id) as news:
+            await store.write(jobs.add_events, other, [NewEvent("a", "", 1)])
+            with pytest.raises(LookupError):
+                await store.write(broken)
+            assert not news.is_set()
+            await store.write(jobs.add_events, job, [NewEvent("a", "", 1)])
+            await asyncio.wait_for(news.wait(), 10)
+            news.clear()
+            store.wake_all()
+            assert news.is_set()
+
+    asyncio.run(watch())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 BASE = "smollm2-135m-instruct"
 JOB_FIELDS = {"model", "training_file", "validation_file", "suffix", "seed", "method"}
+TERMINAL = ("succeeded", "failed", "cancelled")
 CHAT_FIELDS = {"model", "messages", "temperature", "max_tokens", "stream"}
 
 
@@ -26,7 +27,10 @@ class Refused(Exception):
 
 
 class StubGateway:
-    """`outcome` is how jobs end; each look at a job moves it on by one of `looks` steps. `answer` answers chats."""
+    """`outcome` is how jobs end; each look at a job moves it on by one of `looks` steps, as does who follows it.
+
+    `answer` answers chats. `keys` are those that came with requests.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, Any]] = {}
@@ -38,6 +42,8 @@ class StubGateway:
         self.looks = 2
         self.looked = threading.Event()
         self.requests: list[tuple[str, str, Any]] = []
+        self.keys: set[str] = set()
+        self._stopped = threading.Event()
         self.answer: Callable[[str, list[dict[str, Any]]], str] = lambda model, messages: f"{model} heard you"
         self.break_stream = False
         self.port = 0
@@ -61,6 +67,8 @@ class StubGateway:
                     answer = stub.respond(self.command, self.path, self.headers, body)
                 except Refused as refused:
                     return self.reply(refused.status, json.dumps(refused.body).encode(), "application/json")
+                if isinstance(answer, Iterator):
+                    return self.stream(answer)
                 kind = "application/json"
                 if isinstance(answer, bytes):
                     kind = "text/event-stream" if answer.startswith(b"data: ") else "application/octet-stream"
@@ -75,11 +83,23 @@ class StubGateway:
                 self.end_headers()
                 self.wfile.write(body)
 
+            def stream(self, frames: Iterator[bytes]) -> None:
+                self.send_response(200)
+                self.send_header("content-type", "text/event-stream")
+                self.end_headers()
+                try:
+                    for frame in frames:
+                        self.wfile.write(frame)
+                except ConnectionError:  # the client has left
+                    self.close_connection = True
+
+        self._stopped.clear()
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def stop(self) -> None:
+        self._stopped.set()
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -91,6 +111,7 @@ class StubGateway:
         path = parts.path.removeprefix("/v1").strip("/").split("/")
         sent = json.loads(body) if body and headers.get("content-type") == "application/json" else None
         self.requests.append((method, parts.path, sent))
+        self.keys.add(headers.get("authorization", ""))
         match method, path:
             case "GET", ["files"]:
                 return _page(self._known(query, {"purpose", "limit", "after"}) and list(self.files.values())[::-1])
@@ -114,10 +135,10 @@ class StubGateway:
             case "POST", ["chat", "completions"]:
                 return self._chat(sent)
             case _, ["fine_tuning", "jobs", *rest]:
-                return self._jobs(method, rest, query, sent)
+                return self._jobs(method, rest, query, headers, sent)
         raise Refused(404, f"Invalid URL ({method} {parts.path})")
 
-    def _jobs(self, method: str, rest: list[str], query: dict[str, str], sent: Any) -> Any:
+    def _jobs(self, method: str, rest: list[str], query: dict[str, str], headers: Mapping[str, str], sent: Any) -> Any:
         match method, rest:
             case "POST", []:
                 return self._create(sent)
@@ -125,19 +146,36 @@ class StubGateway:
                 return _page(self._known(query, {"limit", "after"}) and list(self.jobs.values())[::-1])
             case "GET", [name]:
                 return self._look(self._find(self.jobs, name))
+            case "GET", [name, "events"] if query == {"stream": "true"}:
+                return self._follow(self._find(self.jobs, name), headers.get("last-event-id"))
             case "GET", [name, "events"]:
                 self._known(query, {"limit", "after"})
                 return _page(self.events[self._find(self.jobs, name)["id"]][::-1])
             case "GET", [name, "checkpoints"]:
                 self._find(self.jobs, name)
                 return _page([])
-            case "POST", [name, "cancel"]:
+            case "POST", [name, "cancel" | "pause" | "resume" as verb]:
                 job = self._find(self.jobs, name)
-                if job["status"] in ("succeeded", "failed", "cancelled"):
+                if job["status"] in TERMINAL:
                     raise Refused(400, "Job has already completed")
-                job["status"] = "cancelled"
+                job["status"] = "cancelled" if verb == "cancel" else "queued"
+                job["tuneway"]["state"] = {"cancel": "cancelled", "pause": "paused", "resume": "queued"}[verb]
                 return job
         raise Refused(404, f"Invalid URL ({method} {rest})")
+
+    def _follow(self, job: dict[str, Any], last: str | None) -> Iterator[bytes]:
+        """All events behind the last, which must be one; then a step further again and again, until it has ended."""
+        events = self.events[job["id"]]
+        sent = 0 if last is None else [event["id"] for event in events].index(last) + 1
+        while not self._stopped.wait(0.01):
+            for event in events[sent:]:
+                yield f"id: {event['id']}\ndata: {json.dumps(event)}\n\n".encode()
+            sent = len(events)
+            if job["status"] in TERMINAL:
+                yield b"data: [DONE]\n\n"
+                return
+            yield b": \n\n"
+            self._look(job)
 
     def _known(self, found: Mapping[str, Any], known: set[str]) -> bool:
         if unknown := set(found) - known:
@@ -203,7 +241,8 @@ class StubGateway:
         looks = job["tuneway"]["looks"]
         if job["status"] in ("validating_files", "running"):
             job["status"] = "running"
-            self._tell(job["id"], f"Step {looks}", "metrics")
+            metrics = {"step": looks, "total_steps": self.looks, "train_loss": 0.25}
+            self._tell(job["id"], f"Step {looks}", "metrics", metrics)
             job["tuneway"]["progress"] = {
                 "step": looks,
                 "total_steps": self.looks,
@@ -226,7 +265,7 @@ class StubGateway:
         if self.outcome == "failed":
             job["error"] = {"code": "invalid_n_examples", "message": "Too few examples", "param": "training_file"}
 
-    def _tell(self, job: str, message: str, type_: str = "message") -> None:
+    def _tell(self, job: str, message: str, type_: str = "message", data: Mapping[str, Any] | None = None) -> None:
         self.events[job].append(
             {
                 "id": f"ftevent-{job}-{len(self.events[job])}",
@@ -235,7 +274,7 @@ class StubGateway:
                 "level": "info",
                 "message": message,
                 "type": type_,
-                "data": {},
+                "data": data or {},
             }
         )
 

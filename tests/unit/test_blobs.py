@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import threading
 from pathlib import Path
 
 import pytest
 
-from tuneway.blobs import Blobs
+from tuneway.blobs import LARGE, Blobs
 from tuneway.errors import OutOfSpace, PayloadTooLarge
 
 
@@ -71,10 +72,26 @@ def test_a_full_disk_is_told_as_such(blobs: Blobs, monkeypatch: pytest.MonkeyPat
     assert left(blobs) == []
 
 
+def test_a_large_blob_is_gone_at_once_and_its_space_soon(blobs: Blobs) -> None:
+    sha256 = asyncio.run(receive(blobs, b"large"))
+    with open(blobs.path(sha256), "r+b") as file:
+        file.truncate(LARGE + 1)
+    for _ in range(2):
+        blobs.remove(sha256)
+        assert list(blobs.all()) == []
+    for thread in threading.enumerate():
+        if thread.name == "blob-remover":
+            thread.join(10)
+    assert left(blobs) == []
+
+
 def test_what_a_crash_left_half_received_is_gone_after_a_start(blobs: Blobs) -> None:
     receiving = blobs.receive(limit=10)
     asyncio.run(receiving.write(b"half"))
     receiving._file.close()  # as the end of the process does
-    assert len(left(blobs)) == 1
+    removing = blobs._root / "incoming" / "removing"
+    removing.mkdir()
+    (removing / "large").write_bytes(b"half removed")
+    assert len(left(blobs)) == 2
     Blobs(blobs._root).open()
     assert left(blobs) == []

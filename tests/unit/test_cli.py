@@ -135,6 +135,12 @@ def test_loopback_needs_no_proxy(stub: StubGateway) -> None:
     assert run("models", "list", url=stub.url, **proxy).returncode == 0
 
 
+def test_the_key_of_the_environment_is_sent(stub: StubGateway) -> None:
+    run("models", "list", url=stub.url)
+    run("models", "list", url=stub.url, TUNEWAY_API_KEY="tnw_secret")
+    assert stub.keys == {"Bearer none", "Bearer tnw_secret"}
+
+
 def test_url_flag_beats_environment(stub: StubGateway) -> None:
     assert run("models", "list", "--url", stub.url, url=nowhere()).returncode == 0
 
@@ -216,8 +222,12 @@ def test_tune_detached_then_listed_shown_and_cancelled(stub: StubGateway, exampl
     assert json.loads(run("jobs", "show", job, "--json", url=stub.url).stdout)["id"] == job
     again = run("tune", "file-1", "--detach", "--json", url=stub.url)
     assert json.loads(again.stdout)["training_file"] == "file-1"
-    assert run("jobs", "cancel", json.loads(again.stdout)["id"], url=stub.url).returncode == 0
-    assert run("jobs", "cancel", json.loads(again.stdout)["id"], url=stub.url).returncode == Exit.FAILED
+    job = json.loads(again.stdout)["id"]
+    for verb, state in (("pause", "paused"), ("resume", "queued")):
+        assert run("jobs", verb, job, url=stub.url).stdout == f"{job} {state}\n"
+        assert json.loads(run("jobs", verb, job, "--json", url=stub.url).stdout)["tuneway"]["state"] == state
+    assert run("jobs", "cancel", job, url=stub.url).returncode == 0
+    assert run("jobs", "cancel", job, url=stub.url).returncode == Exit.FAILED
 
 
 @pytest.mark.parametrize(("outcome", "code"), [("failed", Exit.JOB_FAILED), ("cancelled", Exit.JOB_CANCELLED)])

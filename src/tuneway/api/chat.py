@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import json
+
+from msgspec import UNSET
 from prometheus_client import Gauge
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from tuneway.api.azure import DEPLOYMENT
 from tuneway.api.body import read_bytes
-from tuneway.api.context import project_of
+from tuneway.api.context import Chat, project_of
 from tuneway.api.edge import REQUEST_ID
-from tuneway.proxy import Proxy
+from tuneway.proxy import peek
 
 
 class ChatCompletions:
     """`limit` is the largest body, in bytes; `streams` counts the requests that are being answered."""
 
-    def __init__(self, proxy: Proxy, *, limit: int, streams: Gauge) -> None:
+    def __init__(self, proxy: Chat, *, limit: int, streams: Gauge) -> None:
         self._proxy = proxy
         self._limit = limit
         self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_bytes(Request(scope, receive), self._limit)
+        deployment: str | None = scope.get(DEPLOYMENT)
+        if deployment is not None:
+            body = _with_model(body, deployment)
         headers = {**Headers(scope=scope), "x-request-id": scope[REQUEST_ID]}
         with self._streams.track_inprogress():
-            await self._proxy.answer(project_of(scope), body, headers, receive, send)
+            await self._proxy.answer(project_of(scope), body, headers, receive, send, model=deployment)
+
+
+def _with_model(body: bytes, model: str) -> bytes:
+    """The body with a model, as upstreams need one: where it has none, the one that Azure's path names.
+
+    Raises InvalidRequest.
+    """
+    if peek(body).model is not UNSET:
+        return body
+    start = body.index(b"{") + 1
+    rest = body[start:]
+    comma = b"" if rest.lstrip().startswith(b"}") else b","
+    return body[:start] + b'"model":' + json.dumps(model).encode() + comma + rest

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from fastapi import Depends, Request
-from starlette.types import Scope
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from tuneway import __version__
 from tuneway.api.dialect import DIALECT, Dialect
 from tuneway.api.metrics import Metrics
-from tuneway.types import BaseModel, Checkpoint, File, Job, JobEvent, JobRequest, Model, Page, Route
+from tuneway.completions import Outcome, Selection
+from tuneway.errors import InvalidRequest
+from tuneway.graders.values import Graded, Grader
+from tuneway.types import (
+    BaseModel,
+    Checkpoint,
+    Completion,
+    Delivery,
+    DeliveryState,
+    File,
+    Job,
+    JobEvent,
+    JobRequest,
+    Key,
+    Model,
+    Origin,
+    Page,
+    Permission,
+    Principal,
+    Route,
+    Scope,
+    Upload,
+    UploadPart,
+    Webhook,
+)
 
 MEBIBYTE = 2**20
+_MAX_KEY_LENGTH = 255
+_METADATA = re.compile(r"metadata\[(.+)\]")
 
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
     """`allowed_hosts` are names besides the loopback ones, with a port or for every port. Sizes are in bytes."""
 
+    auth: bool = False
     allowed_hosts: tuple[str, ...] = ()
     max_file_bytes: int = 512 * MEBIBYTE
     max_json_bytes: int = MEBIBYTE
@@ -30,7 +59,7 @@ class ApiSettings:
 
 
 class Jobs(Protocol):
-    async def create(self, project: str, request: JobRequest, *, idempotency_key: str | None = None) -> Job: ...
+    async def create(self, project: str, request: JobRequest, origin: Origin) -> Job: ...
 
     async def get(self, project: str, job_id: str) -> Job: ...
 
@@ -38,7 +67,17 @@ class Jobs(Protocol):
         self, project: str, *, after: str | None, limit: int, metadata: Mapping[str, str] | None
     ) -> Page[Job]: ...
 
-    async def cancel(self, project: str, job_id: str) -> Job: ...
+    async def cancel(self, project: str, job_id: str, origin: Origin) -> Job: ...
+
+    async def pause(self, project: str, job_id: str) -> Job: ...
+
+    async def resume(self, project: str, job_id: str) -> Job: ...
+
+    async def delete(self, project: str, job_id: str) -> None: ...
+
+    async def follow(
+        self, project: str, job_id: str, *, after: str | None
+    ) -> AsyncIterator[Sequence[JobEvent] | None]: ...
 
     async def events(self, project: str, job_id: str, *, after: str | None, limit: int) -> Page[JobEvent]: ...
 
@@ -52,7 +91,9 @@ class Jobs(Protocol):
 class Incoming(Protocol):
     async def write(self, data: bytes) -> None: ...
 
-    async def commit(self, project: str, *, filename: str, purpose: str, expires_after: int | None) -> File: ...
+    async def commit(
+        self, project: str, *, filename: str, purpose: str, expires_after: int | None, origin: Origin
+    ) -> File: ...
 
     async def discard(self) -> None: ...
 
@@ -68,7 +109,39 @@ class Files(Protocol):
 
     async def delete(self, project: str, file_id: str) -> None: ...
 
+    async def fetch(self, project: str, *, filename: str, purpose: str, url: str, origin: Origin) -> File: ...
+
     def path(self, file: File) -> Path: ...
+
+
+class IncomingPart(Protocol):
+    async def write(self, data: bytes) -> None: ...
+
+    async def commit(self, origin: Origin) -> UploadPart: ...
+
+    async def discard(self) -> None: ...
+
+
+class Uploads(Protocol):
+    async def create(
+        self,
+        project: str,
+        *,
+        filename: str,
+        purpose: str,
+        bytes: int,
+        mime_type: str,
+        expires_after: int | None,
+        origin: Origin,
+    ) -> Upload: ...
+
+    async def receive_part(self, project: str, upload_id: str) -> IncomingPart: ...
+
+    async def complete(
+        self, project: str, upload_id: str, *, part_ids: Sequence[str], md5: str | None, origin: Origin
+    ) -> tuple[Upload, File]: ...
+
+    async def cancel(self, project: str, upload_id: str, origin: Origin) -> Upload: ...
 
 
 class Models(Protocol):
@@ -81,19 +154,163 @@ class Models(Protocol):
     async def route(self, project: str, name: str) -> Route: ...
 
 
+class Keys(Protocol):
+    async def authenticate(self, presented: str | None) -> Principal: ...
+
+    async def create(
+        self, project: str, name: str, scopes: Collection[Scope] = ..., expires_after: int | None = None
+    ) -> tuple[Key, str]: ...
+
+    async def list(self, project: str | None) -> Sequence[Key]: ...
+
+    async def revoke(self, project: str | None, key_id: str) -> Key: ...
+
+
+class Chat(Protocol):
+    async def answer(
+        self,
+        project: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        receive: Receive,
+        send: Send,
+        *,
+        model: str | None = None,
+    ) -> None: ...
+
+
+class Completions(Protocol):
+    async def list(
+        self,
+        project: str,
+        *,
+        after: str | None,
+        limit: int,
+        order: Literal["asc", "desc"],
+        model: str | None,
+        metadata: Mapping[str, str] | None,
+    ) -> Page[Completion]: ...
+
+    async def get(self, project: str, completion_id: str) -> Completion: ...
+
+    async def update(self, project: str, completion_id: str, metadata: Mapping[str, str] | None) -> Completion: ...
+
+    async def delete(self, project: str, completion_id: str) -> None: ...
+
+    async def make_file(
+        self, project: str, selection: Selection, *, filename: str, expires_after: int | None, origin: Origin
+    ) -> tuple[File, Outcome]: ...
+
+
+class Permissions(Protocol):
+    async def grant(self, project: str, model: str, to: Sequence[str]) -> Sequence[Permission]: ...
+
+    async def list(
+        self,
+        project: str,
+        model: str,
+        *,
+        granted_to: str | None,
+        after: str | None,
+        limit: int,
+        order: Literal["ascending", "descending"],
+    ) -> Page[Permission]: ...
+
+    async def revoke(self, project: str, model: str, permission_id: str) -> None: ...
+
+
+class Graders(Protocol):
+    async def validate(self, grader: Grader) -> None: ...
+
+    async def run(self, project: str, grader: Grader, output: str, item: Mapping[str, Any]) -> Graded: ...
+
+
+class Webhooks(Protocol):
+    async def create(
+        self, project: str, url: str, events: Sequence[str], name: str, origin: Origin
+    ) -> tuple[Webhook, str]: ...
+
+    async def list(self, project: str) -> Sequence[Webhook]: ...
+
+    async def get(self, project: str, webhook_id: str) -> Webhook: ...
+
+    async def delete(self, project: str, webhook_id: str) -> None: ...
+
+    async def deliveries(
+        self, project: str, webhook_id: str, *, after: str | None, limit: int, state: DeliveryState | None
+    ) -> Page[Delivery]: ...
+
+    async def test(self, project: str, webhook_id: str) -> Delivery: ...
+
+
 @dataclass(frozen=True, slots=True)
-class Context:
+class Services:
+    """What the routes are built on. `ready` is asked by `/readyz`."""
+
     jobs: Jobs
     files: Files
+    uploads: Uploads
     models: Models
+    chat: Chat
+    completions: Completions
+    keys: Keys
+    permissions: Permissions
+    webhooks: Webhooks
+    graders: Graders
     ready: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    services: Services
     metrics: Metrics
     settings: ApiSettings
 
+    @property
+    def jobs(self) -> Jobs:
+        return self.services.jobs
 
-def project_of(scope: Scope) -> str:
-    """Whose things the request may see. There is one project until there are keys."""
-    return "default"
+    @property
+    def files(self) -> Files:
+        return self.services.files
+
+    @property
+    def uploads(self) -> Uploads:
+        return self.services.uploads
+
+    @property
+    def models(self) -> Models:
+        return self.services.models
+
+    @property
+    def completions(self) -> Completions:
+        return self.services.completions
+
+
+PRINCIPAL = "tuneway.principal"
+"""Key, in the ASGI scope, of who sends the request."""
+
+
+def principal_of(scope: AsgiScope) -> Principal:
+    found: Principal = scope[PRINCIPAL]
+    return found
+
+
+def project_of(scope: AsgiScope) -> str:
+    """Whose things the request may see."""
+    return principal_of(scope).project
+
+
+def _origin(request: Request) -> Origin:
+    """Raises InvalidRequest for an idempotency key of a wrong form."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= _MAX_KEY_LENGTH:
+        raise InvalidRequest(
+            f"The header Idempotency-Key must have 1 to {_MAX_KEY_LENGTH} characters.", param="Idempotency-Key"
+        )
+    tries = request.headers.get("x-stainless-retry-count", "")
+    retry = int(tries) if tries.isascii() and tries.isdecimal() and len(tries) < 4 else 0
+    return Origin(principal_of(request.scope).key_id, retry, key)
 
 
 def _context(request: Request) -> Context:
@@ -113,3 +330,25 @@ def _dialect(request: Request) -> Dialect:
 Served = Annotated[Context, Depends(_context)]
 Project = Annotated[str, Depends(_project)]
 Spoken = Annotated[Dialect, Depends(_dialect)]
+Sender = Annotated[Origin, Depends(_origin)]
+
+
+def metadata_filter(request: Request, things: str) -> Mapping[str, str] | None:
+    """The filter in `metadata[k]=v`, {} (those without metadata) for `metadata=null`, None for no filter.
+
+    Raises InvalidRequest.
+    """
+    wanted: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        key = _METADATA.fullmatch(name)
+        if key is not None and wanted.setdefault(key[1], value) != value:
+            raise InvalidRequest(f"'{name}' is given twice with different values.", param=name)
+    literal = request.query_params.get("metadata")
+    if literal is None:
+        return wanted or None
+    if literal != "null" or wanted:
+        raise InvalidRequest(
+            f"Filter {things} by 'metadata[key]=value', or by 'metadata=null' for those without metadata.",
+            param="metadata",
+        )
+    return {}

@@ -10,20 +10,26 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from tuneway.errors import (
+    ChatModelNotFound,
     EngineUnavailable,
     Forbidden,
     InternalError,
     InvalidRequest,
     JobAlreadyCompleted,
+    JobNotEnded,
     NotFound,
     NotReady,
     TooManyRequests,
     TunewayError,
+    Unauthorized,
+    UnknownRoute,
 )
 from tuneway.types import AUTO, EventLevel, JobStatus
 
 DIALECT = "tuneway.dialect"
 """Key of the request's dialect in its ASGI scope."""
+ORIGINAL_PATH = "tuneway.original_path"
+"""Key, in the ASGI scope, of the path as the client wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,8 @@ class Dialect:
     created: int = 200
     levels: Mapping[EventLevel, str] = field(default_factory=lambda: {level: level.value for level in EventLevel})
     auto: Literal["auto", -1] = AUTO
+    deletes_blindly: bool = False
+    """Whether deleting a job that is not there succeeds."""
     error_codes: Mapping[type[TunewayError], str] = field(default_factory=dict)
 
     def code(self, error: TunewayError) -> str | None:
@@ -68,11 +76,16 @@ AZURE = Dialect(
     created=201,
     levels={EventLevel.INFO: "info", EventLevel.WARN: "warning", EventLevel.ERROR: "error"},
     auto=-1,
+    deletes_blindly=True,
     error_codes={
         InternalError: "internalFailure",
         InvalidRequest: "invalidPayload",
         JobAlreadyCompleted: "unexpectedEntityState",
+        JobNotEnded: "unexpectedEntityState",
         NotFound: "notFound",
+        ChatModelNotFound: "DeploymentNotFound",
+        UnknownRoute: "404",
+        Unauthorized: "401",
         Forbidden: "forbidden",
         TooManyRequests: "tooManyRequests",
         NotReady: "serviceUnavailable",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -11,10 +12,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tuneway.api import dialect, guard
+from tuneway.api import access, azure, dialect, guard
+from tuneway.api.context import PRINCIPAL, Keys
 from tuneway.api.errors import METHODS, render
 from tuneway.api.metrics import Metrics
-from tuneway.errors import InternalError, TunewayError
+from tuneway.api.schema.base import organization
+from tuneway.errors import InternalError, RequestTimedOut, TunewayError
+from tuneway.keys import allow
 
 OPENAI_VERSION = "2020-10-01"
 
@@ -24,14 +28,22 @@ REQUEST_ID = "tuneway.request_id"
 _CLIENT_LEFT = 499
 """nginx's number for it; it is counted and never sent."""
 
+BODY_SILENCE_SECONDS = 60
+"""How long a client may send nothing in the middle of a body."""
+
 log = logging.getLogger(__name__)
+
+
+def new_request_id() -> str:
+    return f"req_{uuid.uuid4().hex}"
 
 
 class Edge:
     """Answers every request. The log gets ids and paths, never headers or bodies."""
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: Collection[str], metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, keys: Keys, allowed_hosts: Collection[str], metrics: Metrics) -> None:
         self._app = app
+        self._keys = keys
         self._allowed_hosts = allowed_hosts
         self._metrics = metrics
 
@@ -39,7 +51,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope[REQUEST_ID] = f"req_{uuid.uuid4().hex}"
+        scope[REQUEST_ID] = new_request_id()
         stamped = _Stamped(send, scope[REQUEST_ID])
         try:
             await self._answer(scope, receive, stamped)
@@ -51,9 +63,12 @@ class Edge:
     async def _answer(self, scope: Scope, receive: Receive, send: _Stamped) -> None:
         error: TunewayError
         try:
-            guard.check(Headers(scope=scope), self._allowed_hosts)
+            headers = Headers(scope=scope)
+            guard.check(headers, self._allowed_hosts)
             scope[dialect.DIALECT] = dialect.choose(scope)
-            await self._app(scope, receive, send)
+            azure.rewrite(scope)
+            await self._authorize(scope, headers, send)
+            await self._app(scope, Patient(receive), send)
             return
         except ClientDisconnect:
             return
@@ -63,11 +78,44 @@ class Edge:
             log.exception("%s %s %r failed", scope[REQUEST_ID], scope["method"], scope["path"])
             error = InternalError()
         if send.status is None:
+            send.closing = isinstance(error, RequestTimedOut)
             await render(error, scope)(scope, receive, send)
         else:
             # Too late for an envelope. A return without the last byte makes the server break the connection, so that
             # the client sees a broken body, never a short one that looks whole.
             log.warning("%s %s %r broke off: %s", scope[REQUEST_ID], scope["method"], scope["path"], error.message)
+
+    async def _authorize(self, scope: Scope, headers: Headers, send: _Stamped) -> None:
+        needed = access.needed(scope["method"], scope["path"])
+        if needed is None:
+            return
+        principal = await self._keys.authenticate(access.presented(headers))
+        send.organization = organization(principal.project)
+        allow(principal, needed)
+        scope[PRINCIPAL] = principal
+
+
+class Patient:
+    """`receive` that waits for the body only so long: a client that stops in the middle of it holds nothing for ever.
+
+    Behind the body it waits as long as it takes: the next message tells that the client has left.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._ended = False
+
+    async def __call__(self) -> Message:
+        if self._ended:
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), BODY_SILENCE_SECONDS)
+        except TimeoutError:
+            raise RequestTimedOut(
+                f"Nothing of the request's body came for {BODY_SILENCE_SECONDS} seconds. Send the request again."
+            ) from None
+        self._ended = not message.get("more_body", False)
+        return message
 
 
 class _Stamped:
@@ -78,6 +126,9 @@ class _Stamped:
         self._request_id = request_id
         self._started = time.perf_counter()
         self.status: int | None = None
+        self.organization: str | None = None
+        self.closing = False
+        """Whether the connection ends with the answer, as the rest of the request will not be read."""
 
     def seconds(self) -> float:
         return time.perf_counter() - self._started
@@ -88,5 +139,9 @@ class _Stamped:
             headers = MutableHeaders(scope=message)
             headers.setdefault("x-request-id", self._request_id)
             headers["openai-version"] = OPENAI_VERSION
+            if self.organization is not None:
+                headers["openai-organization"] = self.organization
+            if self.closing:
+                headers["connection"] = "close"
             headers["openai-processing-ms"] = str(round(1000 * self.seconds()))
         await self._send(message)

@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
-from tuneway.api.dialect import DIALECT, OPENAI
-from tuneway.errors import InvalidRequest, MethodNotAllowed, TunewayError, UnknownField, UnknownRoute
+from tuneway.api.dialect import DIALECT, OPENAI, ORIGINAL_PATH
+from tuneway.errors import InvalidRequest, MethodNotAllowed, TooManyRequests, TunewayError, UnknownField, UnknownRoute
 
 _SHOWN = 100
 """Characters of a client's value that a message repeats."""
@@ -42,12 +42,14 @@ def render(error: TunewayError, scope: Scope, headers: Mapping[str, str] | None 
     body = error.envelope()
     body["error"]["code"] = dialect.code(error)
     retry = {"x-should-retry": "false"} if error.status in _NO_RETRY else {}
+    if isinstance(error, TooManyRequests):
+        retry = {"retry-after": str(error.retry_after)}
     return JSONResponse(body, error.status, {**retry, **(headers or {})})
 
 
 async def on_http_exception(request: Request, error: HTTPException) -> Response:
     """What the router refuses: unknown paths, and methods that a path does not take."""
-    line = f"{request.method} {request.url.path}"
+    line = f"{request.method} {request.scope.get(ORIGINAL_PATH, request.url.path)}"
     if error.status_code == 405:
         allowed = ", ".join(_allowed(request.app.routes, request.scope))
         return render(

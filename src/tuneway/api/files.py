@@ -11,40 +11,67 @@ from anyio import AsyncFile
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from tuneway.api import schema
-from tuneway.api.context import Project, Served, Spoken
-from tuneway.api.multipart import UPLOAD_BODY, boundary_of, read_upload
+from tuneway.api.azure import location
+from tuneway.api.body import read_json
+from tuneway.api.completions import FILE_BODY, create_file_of_completions, is_json
+from tuneway.api.context import Project, Sender, Served, Spoken
+from tuneway.api.multipart import UPLOAD_BODY, read_upload
+from tuneway.api.schema import files as schema
+from tuneway.api.schema.base import Deleted, parse
+from tuneway.api.schema.base import body as described
+from tuneway.api.schema.completions import FileFromCompletions
+from tuneway.errors import FileNotFound
 
 router = APIRouter(prefix="/files", tags=["Files"])
+extensions = APIRouter(prefix="/tuneway/files", tags=["Tuneway"])
 
 CHUNK = 256 * 1024
 
+CREATE_BODY = {"requestBody": {"required": True, "content": {**UPLOAD_BODY["requestBody"]["content"], **FILE_BODY}}}
+
 
 # `exclude_unset` leaves out `expires_at` of a file that stays: OpenAI's schema has no null there.
-@router.post("", response_model_exclude_unset=True, openapi_extra=UPLOAD_BODY)
+@router.post("", response_model_exclude_unset=True, openapi_extra=CREATE_BODY)
 async def create_file(
-    request: Request, response: Response, served: Served, project: Project, dialect: Spoken
-) -> schema.OpenAIFile:
-    boundary = boundary_of(request, served.settings.max_file_bytes)
+    request: Request, response: Response, served: Served, project: Project, dialect: Spoken, origin: Sender
+) -> FileFromCompletions | schema.OpenAIFile:
+    if is_json(request):
+        return await create_file_of_completions(request, response, served, project, dialect, origin)
     incoming = served.files.receive()
     try:
-        form = await read_upload(request.stream(), boundary, incoming, served.settings.max_file_bytes)
+        form = await read_upload(request, incoming, served.settings.max_file_bytes)
         file = await incoming.commit(
-            project, filename=form.filename, purpose=form.purpose, expires_after=form.expires_after
+            project, filename=form.filename, purpose=form.purpose, expires_after=form.expires_after, origin=origin
         )
     except BaseException:
         await incoming.discard()
         raise
     response.status_code = dialect.created
     if dialect.created == 201:
-        response.headers["location"] = f"{request.url.path}/{file.id}"
-    return schema.OpenAIFile.of(file)
+        response.headers["location"] = location(request.scope, file.id)
+    return schema.OpenAIFile.of(file, dialect)
+
+
+@extensions.post("/import", response_model_exclude_unset=True, openapi_extra=described(schema.ImportFileRequest))
+async def import_file(
+    request: Request, response: Response, served: Served, project: Project, dialect: Spoken, origin: Sender
+) -> schema.OpenAIFile:
+    asked = parse(schema.ImportFileRequest, await read_json(request, served.settings.max_json_bytes))
+    schema.require_suffix(asked.filename, asked.purpose, "filename")
+    file = await served.files.fetch(
+        project, filename=asked.filename, purpose=asked.purpose, url=asked.content_url, origin=origin
+    )
+    response.status_code = dialect.created
+    if dialect.created == 201:
+        response.headers["location"] = location(request.scope, file.id)
+    return schema.OpenAIFile.of(file, dialect)
 
 
 @router.get("", response_model_exclude_unset=True)
 async def list_files(
     served: Served,
     project: Project,
+    dialect: Spoken,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10000)] = 10000,
     order: Literal["asc", "desc"] = "desc",
@@ -53,7 +80,7 @@ async def list_files(
     page = await served.files.list(project, after=after, limit=limit, order=order, purpose=purpose)
     return schema.FileList(
         object="list",
-        data=[schema.OpenAIFile.of(file) for file in page.data],
+        data=[schema.OpenAIFile.of(file, dialect) for file in page.data],
         first_id=page.data[0].id if page.data else None,
         last_id=page.data[-1].id if page.data else None,
         has_more=page.has_more,
@@ -61,21 +88,24 @@ async def list_files(
 
 
 @router.get("/{file_id}", response_model_exclude_unset=True)
-async def retrieve_file(file_id: str, served: Served, project: Project) -> schema.OpenAIFile:
-    return schema.OpenAIFile.of(await served.files.get(project, file_id))
+async def retrieve_file(file_id: str, served: Served, project: Project, dialect: Spoken) -> schema.OpenAIFile:
+    return schema.OpenAIFile.of(await served.files.get(project, file_id), dialect)
 
 
 @router.delete("/{file_id}")
-async def delete_file(file_id: str, served: Served, project: Project) -> schema.Deleted:
+async def delete_file(file_id: str, served: Served, project: Project) -> Deleted:
     await served.files.delete(project, file_id)
-    return schema.Deleted(id=file_id, object="file")
+    return Deleted(id=file_id, object="file")
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse)
 async def download_file(file_id: str, served: Served, project: Project) -> StreamingResponse:
     file = await served.files.get(project, file_id)
     # Opened before the first header is sent, and readable to the end even if it is deleted meanwhile.
-    content = await anyio.open_file(served.files.path(file), "rb")
+    try:
+        content = await anyio.open_file(served.files.path(file), "rb")
+    except FileNotFoundError:
+        raise FileNotFound(file_id) from None  # deleted just now
     return StreamingResponse(
         _chunks(content),
         media_type="application/octet-stream",

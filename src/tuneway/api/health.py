@@ -20,7 +20,7 @@ async def health() -> dict[str, str]:
 @router.get("/readyz")
 async def readiness(served: Served) -> dict[str, str]:
     """The gateway takes work; 503 while it starts or stops."""
-    if not served.ready():
+    if not served.services.ready():
         raise NotReady
     return {"status": "ready"}
 

@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from tuneway import types
-from tuneway.api import schema
+from tuneway.api.azure import location
 from tuneway.api.body import read_json, read_nothing
-from tuneway.api.context import Context, Project, Served, Spoken
+from tuneway.api.context import Context, Project, Sender, Served, Spoken, metadata_filter
 from tuneway.api.dialect import Dialect
-from tuneway.errors import InvalidRequest
+from tuneway.api.schema import chat
+from tuneway.api.schema import jobs as schema
+from tuneway.api.schema.base import body as described
+from tuneway.errors import InvalidRequest, JobNotFound
 from tuneway.types import JobRequest, JobStatus
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["Fine-tuning"])
+extensions = APIRouter(prefix="/tuneway/jobs", tags=["Tuneway"])
 
 Limit = Annotated[int, Query(ge=1, le=10000)]
 
-_METADATA = re.compile(r"metadata\[(.+)\]")
-_MAX_KEY_LENGTH = 255
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A list, newest first; with `stream=true` all events as they come, oldest first, until the job "
+        "has ended: `id: …` and `data: {…}` for each, then `data: [DONE]`.",
+        "content": {"text/event-stream": {"schema": chat.SERVER_SENT}},
+    }
+}
 
 
-@router.post("", openapi_extra=schema.body(schema.CreateFineTuningJobRequest))
+@router.post("", openapi_extra=described(schema.CreateFineTuningJobRequest))
 async def create_job(
-    request: Request, response: Response, served: Served, project: Project, dialect: Spoken
+    request: Request, response: Response, served: Served, project: Project, dialect: Spoken, origin: Sender
 ) -> schema.FineTuningJob:
     body = await read_json(request, served.settings.max_json_bytes)
     asked = schema.CreateFineTuningJobRequest.parse(body, dialect).to_domain(dialect)
-    job = await served.jobs.create(project, _with_provider(asked, request), idempotency_key=_idempotency_key(request))
+    job = await served.jobs.create(project, _with_provider(asked, request), origin)
     response.status_code = dialect.created
     if dialect.created == 201:
-        response.headers["location"] = f"{request.url.path}/{job.id}"
+        response.headers["location"] = location(request.scope, job.id)
+    if asked.ignored:
+        response.headers["x-tuneway-ignored"] = ", ".join(asked.ignored)
     return await _wire(job, served, dialect)
 
 
@@ -42,7 +53,7 @@ async def create_job(
 async def list_jobs(
     request: Request, served: Served, project: Project, dialect: Spoken, after: str | None = None, limit: Limit = 20
 ) -> schema.JobList:
-    page = await served.jobs.list(project, after=after, limit=limit, metadata=_metadata(request))
+    page = await served.jobs.list(project, after=after, limit=limit, metadata=metadata_filter(request, "jobs"))
     return schema.JobList(
         object="list", data=[await _wire(job, served, dialect) for job in page.data], has_more=page.has_more
     )
@@ -53,19 +64,60 @@ async def retrieve_job(job_id: str, served: Served, project: Project, dialect: S
     return await _wire(await served.jobs.get(project, job_id), served, dialect)
 
 
+@extensions.delete("/{job_id}", status_code=204)
+async def delete_job(job_id: str, request: Request, served: Served, project: Project, dialect: Spoken) -> None:
+    await read_nothing(request, served.settings.max_json_bytes)
+    try:
+        await served.jobs.delete(project, job_id)
+    except JobNotFound:
+        if not dialect.deletes_blindly:
+            raise
+
+
 @router.post("/{job_id}/cancel")
 async def cancel_job(
+    job_id: str, request: Request, served: Served, project: Project, dialect: Spoken, origin: Sender
+) -> schema.FineTuningJob:
+    await read_nothing(request, served.settings.max_json_bytes)
+    return await _wire(await served.jobs.cancel(project, job_id, origin), served, dialect)
+
+
+@router.post("/{job_id}/pause")
+async def pause_job(
     job_id: str, request: Request, served: Served, project: Project, dialect: Spoken
 ) -> schema.FineTuningJob:
     await read_nothing(request, served.settings.max_json_bytes)
-    return await _wire(await served.jobs.cancel(project, job_id), served, dialect)
+    return await _wire(await served.jobs.pause(project, job_id), served, dialect)
 
 
-@router.get("/{job_id}/events")
+@router.post("/{job_id}/resume")
+async def resume_job(
+    job_id: str, request: Request, served: Served, project: Project, dialect: Spoken
+) -> schema.FineTuningJob:
+    await read_nothing(request, served.settings.max_json_bytes)
+    return await _wire(await served.jobs.resume(project, job_id), served, dialect)
+
+
+@router.get("/{job_id}/events", response_model=schema.EventList, responses=_STREAM)
 async def list_events(
-    job_id: str, served: Served, project: Project, dialect: Spoken, after: str | None = None, limit: Limit = 20
-) -> schema.EventList:
-    page = await served.jobs.events(project, job_id, after=after, limit=limit)
+    job_id: str,
+    served: Served,
+    project: Project,
+    dialect: Spoken,
+    after: str | None = None,
+    limit: Annotated[int | None, Query(ge=1, le=10000, description="Of a list: 20 if not given.")] = None,
+    stream: Literal["true", "false", "1", "0"] = "false",
+    last_event_id: Annotated[str | None, Header(description="Of a stream: as `after`, and before it.")] = None,
+) -> schema.EventList | StreamingResponse:
+    if stream in ("true", "1"):
+        if limit is not None:
+            raise InvalidRequest(
+                "A stream has no 'limit'. Remove it, or 'stream'.", param="limit", code="invalid_value"
+            )
+        batches = await served.jobs.follow(project, job_id, after=last_event_id or after)
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(_frames(batches, dialect), media_type="text/event-stream", headers=headers)
+    page = await served.jobs.events(project, job_id, after=after, limit=limit or 20)
     events = [schema.FineTuningJobEvent.of(event, dialect) for event in page.data]
     return schema.EventList(object="list", data=events, has_more=page.has_more)
 
@@ -82,6 +134,18 @@ async def list_checkpoints(
         last_id=page.data[-1].id if page.data else None,
         has_more=page.has_more,
     )
+
+
+async def _frames(batches: AsyncIterator[Sequence[types.JobEvent] | None], dialect: Dialect) -> AsyncIterator[str]:
+    """Server-sent events, with a comment where there was nothing to send for a while."""
+    async for batch in batches:
+        if batch is None:
+            yield "data: [DONE]\n\n"
+        elif not batch:
+            yield ": \n\n"
+        else:
+            shown = (schema.FineTuningJobEvent.of(event, dialect) for event in batch)
+            yield "".join(f"id: {event.id}\ndata: {event.model_dump_json()}\n\n" for event in shown)
 
 
 async def _wire(job: types.Job, served: Context, dialect: Dialect) -> schema.FineTuningJob:
@@ -103,27 +167,3 @@ def _with_provider(asked: JobRequest, request: Request) -> JobRequest:
             )
         asked = replace(asked, provider=named)
     return asked
-
-
-def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not 1 <= len(key) <= _MAX_KEY_LENGTH:
-        raise InvalidRequest(f"The header Idempotency-Key must have 1 to {_MAX_KEY_LENGTH} characters.")
-    return key
-
-
-def _metadata(request: Request) -> Mapping[str, str] | None:
-    """The filter in `metadata[k]=v`, {} (jobs without metadata) for `metadata=null`, None for no filter."""
-    wanted: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        key = _METADATA.fullmatch(name)
-        if key is not None and wanted.setdefault(key[1], value) != value:
-            raise InvalidRequest(f"'{name}' is given twice with different values.", param=name)
-    literal = request.query_params.get("metadata")
-    if literal is None:
-        return wanted or None
-    if literal != "null" or wanted:
-        raise InvalidRequest(
-            "Filter jobs by 'metadata[key]=value', or by 'metadata=null' for those without metadata.", param="metadata"
-        )
-    return {}

@@ -1,31 +1,30 @@
-"""Uploads, streamed: the bytes of the file go on as they come, and only the small fields are kept in memory."""
+"""Forms, streamed: the bytes of their file go on as they come, and only the small fields are kept in memory."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from email.message import Message
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from tuneway.api.context import Incoming
+from tuneway.api.schema.files import EXPIRES_AFTER_SECONDS, MAX_NAME_LENGTH, PURPOSES, require_suffix
 from tuneway.errors import InvalidRequest, PayloadTooLarge, UnknownField, UnsupportedMediaType
-
-PURPOSES = ("fine-tune", "assistants", "batch", "user_data", "vision", "evals")
-EXPIRES_AFTER_SECONDS = range(3600, 2592000 + 1)
+from tuneway.uploads import MAX_PART_BYTES
 
 MAX_FIELD_BYTES = 1024
-MAX_NAME_LENGTH = 255
 MAX_FRAMING_BYTES = 64 * 1024
 """What a form may hold besides the file: fields, headers, boundaries."""
 
 _FILE = "file"
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _FIELDS = ("purpose", _ANCHOR, _SECONDS)
+
+_DATA = "data"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -53,7 +52,30 @@ UPLOAD_BODY: dict[str, Any] = {
         },
     }
 }
-"""The OpenAPI description of the form."""
+"""The OpenAPI description of a file's form."""
+
+PART_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "required": [_DATA],
+                    "properties": {_DATA: {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
+"""The OpenAPI description of a part's form."""
+
+
+class Sink(Protocol):
+    """Where the bytes go."""
+
+    async def write(self, data: bytes) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,47 +87,70 @@ class UploadForm:
     expires_after: int | None
 
 
-def boundary_of(request: Request, max_file_bytes: int) -> bytes:
-    """The boundary of the request's form, for `read_upload`; refuses what can be refused before the body is read.
+async def read_upload(request: Request, sink: Sink, max_file_bytes: int) -> UploadForm:
+    """Streams a form of `POST /v1/files`: the bytes of `file` into `sink`, fields in any order.
 
-    Raises UnsupportedMediaType for a body that is no form, InvalidRequest for one without a boundary, PayloadTooLarge.
+    Raises what `_stream` does.
     """
+    reader = _Reader(_boundary(request), _FILE, _FIELDS)
+    await _stream(request, reader, sink, max_file_bytes, "raise the setting `max_file_bytes`")
+    return reader.upload()
+
+
+async def read_part(request: Request, sink: Sink) -> None:
+    """Streams a form of `POST /v1/uploads/{id}/parts`: the bytes of `data`, with a filename or without, into `sink`.
+
+    Raises what `_stream` does.
+    """
+    reader = _Reader(_boundary(request), _DATA, ())
+    await _stream(request, reader, sink, MAX_PART_BYTES, "send more parts")
+    reader.part()
+
+
+async def _stream(request: Request, reader: _Reader, sink: Sink, limit: int, remedy: str) -> None:
+    """Reads the form, of which the file has at most `limit` bytes.
+
+    Raises InvalidRequest that names the field, PayloadTooLarge, what `sink` raises, and ClientDisconnect.
+    """
+    too_large = PayloadTooLarge(
+        f"The file is larger than the {limit} bytes that this URL accepts. Send less, or {remedy}.", param=reader.file
+    )
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit + MAX_FRAMING_BYTES:
+        raise too_large
+    received = file_bytes = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        data = reader.feed(chunk)
+        file_bytes += len(data)
+        if file_bytes > limit:
+            raise too_large
+        if received - file_bytes > MAX_FRAMING_BYTES:
+            raise PayloadTooLarge(f"The form has more than {MAX_FRAMING_BYTES} bytes besides its file. Send less.")
+        if data:
+            await sink.write(data)
+
+
+def _boundary(request: Request) -> bytes:
+    """Raises UnsupportedMediaType for a body that is no form, InvalidRequest for one without a boundary."""
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
         raise UnsupportedMediaType("A file must be sent with 'Content-Type: multipart/form-data'.")
     boundary = options.get(b"boundary", b"")
     if not boundary:
         raise InvalidRequest("The header Content-Type of a form must name its boundary.")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_file_bytes + MAX_FRAMING_BYTES:
-        raise _too_large(max_file_bytes)
     return boundary
 
 
-async def read_upload(
-    chunks: AsyncIterator[bytes], boundary: bytes, incoming: Incoming, max_file_bytes: int
-) -> UploadForm:
-    """Streams a form: the bytes of `file` into `incoming`, fields in any order.
-
-    Raises InvalidRequest that names the field, PayloadTooLarge, what `incoming` raises, and ClientDisconnect.
-    """
-    reader = _Reader(boundary)
-    received = file_bytes = 0
-    async for chunk in chunks:
-        received += len(chunk)
-        data = reader.feed(chunk)
-        file_bytes += len(data)
-        if file_bytes > max_file_bytes or received > max_file_bytes + MAX_FRAMING_BYTES:
-            raise _too_large(max_file_bytes)
-        if data:
-            await incoming.write(data)
-    return reader.form()
-
-
 class _Reader:
-    """Works off the parser's callbacks: gathers fields, and hands out what a chunk held of the file."""
+    """Works off the parser's callbacks: gathers fields, and hands out what a chunk held of the file.
 
-    def __init__(self, boundary: bytes) -> None:
+    `file` is the name of the part whose bytes are handed out, `fields` are those of the others that may be there.
+    """
+
+    def __init__(self, boundary: bytes, file: str, fields: Collection[str]) -> None:
+        self.file = file
+        self._known = fields
         try:
             self._parser = MultipartParser(
                 boundary,
@@ -124,6 +169,7 @@ class _Reader:
             _malformed(error)
         self._fields: dict[str, str] = {}
         self._filename: str | None = None
+        self._has_file = False
         self._headers: dict[bytes, bytes] = {}
         self._header_name = b""
         self._header_value = b""
@@ -142,18 +188,21 @@ class _Reader:
         self._file_data.clear()
         return data
 
-    def form(self) -> UploadForm:
+    def upload(self) -> UploadForm:
         """What was read, checked as a whole. Raises InvalidRequest."""
-        if not self._ended:
-            raise InvalidRequest("The form is not complete: its closing boundary is missing.")
-        if self._filename is None:
-            raise _missing(_FILE)
+        self.part()
         if "purpose" not in self._fields:
             raise _missing("purpose")
-        purpose = self._fields["purpose"]
-        if purpose == "fine-tune" and not self._filename.lower().endswith(".jsonl"):
-            raise InvalidRequest("Invalid file format for Fine-Tuning API. Must be .jsonl", param=_FILE)
-        return UploadForm(self._filename, purpose, self._expires_after())
+        filename, purpose = _checked_filename(self._filename), self._fields["purpose"]
+        require_suffix(filename, purpose, _FILE)
+        return UploadForm(filename, purpose, self._expires_after())
+
+    def part(self) -> None:
+        """Raises InvalidRequest unless the form came whole and with its file."""
+        if not self._ended:
+            raise InvalidRequest("The form is not complete: its closing boundary is missing.")
+        if not self._has_file:
+            raise _missing(self.file)
 
     def _expires_after(self) -> int | None:
         if _ANCHOR not in self._fields and _SECONDS not in self._fields:
@@ -198,17 +247,19 @@ class _Reader:
         encoding = self._headers.get(b"content-transfer-encoding", b"binary").strip().lower()
         if encoding not in (b"7bit", b"8bit", b"binary"):
             raise InvalidRequest("A part of the form has a Content-Transfer-Encoding. Send its bytes as they are.")
-        name, filename = _disposition(self._headers.get(b"content-disposition", b""))
-        if name != _FILE and name not in _FIELDS:
+        name, filename = _disposition(self._headers.get(b"content-disposition", b""), self.file)
+        if name != self.file and name not in self._known:
             raise UnknownField(f"Unknown parameter: '{name[:100]}'. Remove it.", param=name[:100])
-        if name in self._fields or (name == _FILE and self._filename is not None):
+        if name in self._fields or (name == self.file and self._has_file):
             raise InvalidRequest(f"The form has the field '{name}' more than once.", param=name)
-        if name == _FILE:
-            self._filename = _checked_filename(filename)
+        if name == self.file:
+            self._has_file = True
+            # At once where it matters, so that a large file with a wrong name is refused before it is sent.
+            self._filename = _checked_filename(filename) if self.file == _FILE else filename
         self._name = name
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == _FILE:
+        if self._name == self.file:
             self._file_data.append(data[start:end])
             return
         self._value += data[start:end]
@@ -216,7 +267,7 @@ class _Reader:
             raise InvalidRequest(f"The form's field '{self._name}' is longer than any it may hold.", param=self._name)
 
     def _on_part_end(self) -> None:
-        if self._name == _FILE:
+        if self._name == self.file:
             return
         value = _text(bytes(self._value), self._name)
         # Here and not at the end, so that a large file behind a wrong purpose is refused before it is sent.
@@ -228,8 +279,11 @@ class _Reader:
         self._ended = True
 
 
-def _disposition(header: bytes) -> tuple[str, str | None]:
-    """Name and filename of a part. A name in `filename*` (RFC 5987) weighs more than one in `filename`."""
+def _disposition(header: bytes, file: str) -> tuple[str, str | None]:
+    """Name and filename of a part. A name in `filename*` (RFC 5987) weighs more than one in `filename`.
+
+    `file` is what an error about a filename names.
+    """
     message = Message()
     message["content-disposition"] = header.decode("latin-1")
     # The module's own annotations leave out the triple that an extended value comes as.
@@ -245,9 +299,9 @@ def _disposition(header: bytes) -> tuple[str, str | None]:
         if isinstance(value, tuple):
             charset, _, encoded = value
             if (charset or "utf-8").lower() != "utf-8":
-                raise InvalidRequest("A filename* must be in UTF-8.", param=_FILE)
-            return _text(names[0].encode("latin-1"), "name"), _text(encoded.encode("latin-1"), _FILE)
-        filename = _text(value.encode("latin-1"), _FILE)
+                raise InvalidRequest("A filename* must be in UTF-8.", param=file)
+            return _text(names[0].encode("latin-1"), "name"), _text(encoded.encode("latin-1"), file)
+        filename = _text(value.encode("latin-1"), file)
     return _text(names[0].encode("latin-1"), "name"), filename
 
 
@@ -274,11 +328,3 @@ def _missing(name: str) -> InvalidRequest:
 
 def _malformed(error: FormParserError) -> NoReturn:
     raise InvalidRequest(f"The body is not a valid form: {error}.") from error
-
-
-def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(
-        f"The file is larger than the {limit} bytes that this gateway accepts. Send a smaller one, or raise the "
-        "setting `max_file_bytes`.",
-        param=_FILE,
-    )

@@ -17,7 +17,7 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 @contextmanager
 def gateway(url: str | None) -> Iterator[OpenAI]:
-    """A client of the gateway at `url` (None: `settings.client_url()`).
+    """A client of the gateway at `url` (None: `settings.client_url()`), with the key `settings.client_key()`.
 
     Inside the block, what the client raises becomes a Failure that says what to do next.
     """
@@ -29,8 +29,9 @@ def gateway(url: str | None) -> Iterator[OpenAI]:
     # A proxy that the environment names is for the outside; it cannot reach this machine's loopback.
     http_client = openai.DefaultHttpxClient(trust_env=False) if urlsplit(base_url).hostname in LOOPBACK else None
     try:
-        # The key is not looked at by a gateway without keys, but the client insists on one.
-        with openai.OpenAI(base_url=base_url, api_key="none", http_client=http_client) as client:
+        # A gateway without keys looks at none, but the client insists on one.
+        key = settings.client_key() or "none"
+        with openai.OpenAI(base_url=base_url, api_key=key, http_client=http_client) as client:
             yield client
     except openai.APIConnectionError as error:
         raise unreachable(base_url) from error

@@ -7,7 +7,7 @@ from tuneway.cli.options import JobId, Json, Limit, Url
 from tuneway.cli.output import document, facts, lines, when, wire
 from tuneway.cli.watch import conclude, extension, figures, state, watch
 
-app = typer.Typer(help="List, watch and cancel fine-tuning jobs.", no_args_is_help=True)
+app = typer.Typer(help="List, watch, pause and cancel fine-tuning jobs.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -65,6 +65,22 @@ def watch_job(job: JobId, url: Url = None, as_json: Json = False) -> None:
     if not as_json:
         typer.echo(" ".join(filter(None, (ended.id, ended.status, ended.fine_tuned_model))))
     raise typer.Exit(code)
+
+
+@app.command()
+def pause(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Pause a job: it saves its work and gives its place to another."""
+    with gateway(url) as client:
+        paused = client.fine_tuning.jobs.pause(job)
+    document(wire(paused)) if as_json else typer.echo(f"{paused.id} {state(paused)}")
+
+
+@app.command()
+def resume(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Resume a paused job, from where it stopped."""
+    with gateway(url) as client:
+        resumed = client.fine_tuning.jobs.resume(job)
+    document(wire(resumed)) if as_json else typer.echo(f"{resumed.id} {state(resumed)}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tuneway import __version__
-from tuneway.cli import exits, files, jobs, models
+from tuneway.cli import exits, files, jobs, keys, models, webhooks
 from tuneway.cli.chat import chat
 from tuneway.cli.doctor import doctor
 from tuneway.cli.options import Json
@@ -32,6 +32,8 @@ app.command()(tune)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(files.app, name="files")
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
+app.add_typer(webhooks.app, name="webhooks")
 app.command()(chat)
 app.command()(doctor)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from tuneway.cli.exits import Exit, Failure
@@ -12,16 +13,19 @@ from tuneway.types import TERMINAL_STATUSES
 
 if TYPE_CHECKING:
     from openai import OpenAI
-    from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+    from openai.types.fine_tuning import FineTuningJob
     from rich.progress import Progress, TaskID
 
-POLL_SECONDS = 1.0
+LOOK_SECONDS = 1.0
+"""How often, at most, the job itself is read for its speed and the time that is left."""
+AWAY_SECONDS = 1.0
+"""How long to wait before a gateway that is away is asked again."""
+SILENCE_SECONDS = 40.0
+"""A gateway that sends nothing for so long is away: an idle stream has a comment every 15 seconds."""
 PATIENCE_SECONDS = 120.0
 """How long a gateway may be away, for a restart, before watching gives up."""
 LINE_SECONDS = 5.0
 """Plain lines of progress are at least this far apart."""
-EVENTS_SHOWN = 100
-"""How many of the events before the first look are read."""
 
 
 class Display(Protocol):
@@ -130,47 +134,86 @@ def follow(client: OpenAI, job_id: str, to: Display) -> FineTuningJob:
 
     A gateway that is away is asked again for `PATIENCE_SECONDS`; then its connection error is raised.
     """
+    import httpx2
     from openai import APIConnectionError, InternalServerError
 
-    client = client.with_options(max_retries=0, timeout=30)
-    newest: str | None = None
-    away: float | None = None
+    watching = _Watching(client.with_options(max_retries=0, timeout=SILENCE_SECONDS), job_id, to)
     while True:
         try:
-            job = client.fine_tuning.jobs.retrieve(job_id)
-            events = new_events(client, job_id, newest)
-        except (APIConnectionError, InternalServerError):
-            if away is None:
-                away = time.monotonic()
+            ended = watching.show_events()
+            job = watching.look()
+            if ended or job.status in TERMINAL_STATUSES:
+                return job
+        except (APIConnectionError, InternalServerError, httpx2.TransportError) as error:
+            if watching.away is None:
+                watching.away = time.monotonic()
                 to.say(f"The gateway does not answer; asking again for {PATIENCE_SECONDS:.0f} s.")
-            if time.monotonic() - away > PATIENCE_SECONDS:
+            if time.monotonic() - watching.away > PATIENCE_SECONDS:
+                if isinstance(error, httpx2.TransportError):  # in the middle of an answer; the client does not wrap it
+                    raise APIConnectionError(request=error.request) from error
                 raise
-            time.sleep(POLL_SECONDS)
-            continue
-        if away is not None:
-            to.say("The gateway answers again.")
-            away = None
-        for event in events:
-            newest = event.id
-            if event.type != "metrics":
-                to.say(event.message if event.level == "info" else f"{event.level}: {event.message}")
+        time.sleep(AWAY_SECONDS)
+
+
+class _Watching:
+    """What of a job has been shown, from one connection to the next; since when the gateway has been `away`."""
+
+    def __init__(self, client: OpenAI, job_id: str, to: Display) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._to = to
+        self.away: float | None = None
+        self._newest: str | None = None
+        self._progress: Mapping[str, Any] = {}
+        self._looked: float | None = None
+
+    def look(self) -> FineTuningJob:
+        """Reads the job and shows how far it is."""
+        job = self._client.fine_tuning.jobs.retrieve(self._job_id)
+        self._looked = time.monotonic()
         if progress := extension(job).get("progress"):
-            to.advance("step", progress["step"], progress["total_steps"], figures(progress))
+            self._advance(progress)
         elif job.status not in TERMINAL_STATUSES:
-            to.advance(state(job).replace("_", " "), 0, None)
-        if job.status in TERMINAL_STATUSES:
-            return job
-        time.sleep(POLL_SECONDS)
+            self._to.advance(state(job).replace("_", " "), 0, None)
+        return job
 
+    def show_events(self) -> bool:
+        """Shows new events as they come; whether the gateway said that these were all."""
+        for event in self._events():
+            if event is None:
+                return True
+            self._newest = event["id"]
+            data = event.get("data") or {}
+            if event["type"] == "metrics" and "total_steps" in data:
+                known = ("step", "total_steps", "train_loss", "valid_loss")
+                self._advance({**self._progress, **{name: data[name] for name in known if name in data}})
+            elif event["type"] != "metrics":
+                self._to.say(event["message"] if event["level"] == "info" else f"{event['level']}: {event['message']}")
+            if self._looked is None or time.monotonic() - self._looked >= LOOK_SECONDS:
+                self.look()
+        return False
 
-def new_events(client: OpenAI, job_id: str, newest: str | None) -> list[FineTuningJobEvent]:
-    """The events after the event `newest`, oldest first; the last `EVENTS_SHOWN` when there is none yet."""
-    found: list[FineTuningJobEvent] = []
-    for event in client.fine_tuning.jobs.list_events(job_id, limit=EVENTS_SHOWN):
-        if event.id == newest or (newest is None and len(found) == EVENTS_SHOWN):
-            break
-        found.append(event)
-    return found[::-1]
+    def _events(self) -> Iterator[dict[str, Any] | None]:
+        """The events after the newest that was seen, then None; a stream that broke off ends without None."""
+        with self._client.fine_tuning.jobs.with_streaming_response.list_events(
+            self._job_id,
+            extra_query={"stream": "true"},
+            extra_headers={} if self._newest is None else {"Last-Event-ID": self._newest},
+        ) as response:
+            if self.away is not None:
+                self._to.say("The gateway answers again.")
+                self.away = None
+            for line in response.iter_lines():
+                if line == "data: [DONE]":
+                    yield None
+                elif line.startswith("data: "):
+                    yield json.loads(line.removeprefix("data: "))
+
+    def _advance(self, progress: Mapping[str, Any]) -> None:
+        """Shows the progress, unless a later step was shown."""
+        if progress["step"] >= self._progress.get("step", 0):
+            self._progress = progress
+            self._to.advance("step", progress["step"], progress["total_steps"], figures(progress))
 
 
 def watch(client: OpenAI, job_id: str) -> FineTuningJob:

@@ -36,6 +36,7 @@ class Capabilities:
     suffix: bool = False
     validation_file: bool = False
     metadata: bool = False
+    pause: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,10 @@ class Provider(Protocol):
         ...
 
     async def launch(self, spec: LaunchSpec) -> JobHandle:
-        """Starts the job, once per key and attempt: launching what already runs returns its handle."""
+        """Starts the job, once per key and attempt: launching what already runs returns its handle.
+
+        A job that was paused goes on, as a new attempt, from where `pause` left it.
+        """
         ...
 
     async def find(self, key: str) -> JobHandle | None:
@@ -90,6 +94,13 @@ class Provider(Protocol):
 
     async def cancel(self, handle: JobHandle) -> None:
         """Stops the job for good; returns when it is gone. Cancelling what has ended is no error."""
+        ...
+
+    async def pause(self, handle: JobHandle) -> None:
+        """Stops the job so that it can go on; returns when it uses nothing any more. Asked where capabilities say so.
+
+        Pausing what has ended, or is paused, is no error: a result that is there stays, and `poll` gives it.
+        """
         ...
 
     async def release(self, key: str) -> None:

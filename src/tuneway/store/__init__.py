@@ -33,7 +33,7 @@ T = TypeVar("T")
 Tx = Connection
 """What a function given to `write` or `read` gets: a connection inside its transaction."""
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration. Alembic is imported only when the database is not at it: that saves a tenth of the start."""
 
 _READERS = 4
@@ -48,6 +48,7 @@ class Store:
         self._reader_threads = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
         self._writer = _engine(f"sqlite:///{path}", pool_size=1, read_only=False)
         self._readers = _engine(f"sqlite:///{path}", pool_size=_READERS, read_only=True)
+        self._watchers: dict[str, set[asyncio.Event]] = {}
 
     def open(self) -> None:
         """Brings the schema to its newest form. Raises StartError for a database of a newer Tuneway."""
@@ -56,20 +57,25 @@ class Store:
     async def write(self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `function` in one transaction; its result is durable when this returns. Raises OutOfSpace.
 
-        What `function` gives to `after_commit` runs on the writer thread once the transaction is in. A caller that is
-        cancelled meanwhile does not stop the transaction.
+        What `function` gives to `after_commit` runs on the writer thread once the transaction is in, and then those
+        wake who watch what it told of. A caller that is cancelled meanwhile does not stop the transaction.
         """
+        loop = asyncio.get_running_loop()
 
         def run() -> T:
             pending: list[Callable[[], None]] = []
+            topics: set[str] = set()
             with _out_of_space(), self._writer.begin() as tx:
                 tx.info["after_commit"] = pending
+                tx.info["topics"] = topics
                 found = function(tx, *args, **kwargs)
             for later in pending:
                 later()
+            if topics:
+                loop.call_soon_threadsafe(self._wake, topics)
             return found
 
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer_thread, run))
+        return await asyncio.shield(loop.run_in_executor(self._writer_thread, run))
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `function` on a read-only connection, with one view of the database throughout."""
@@ -79,6 +85,30 @@ class Store:
                 return function(tx, *args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._reader_threads, run)
+
+    @contextmanager
+    def watch(self, topic: str) -> Iterator[asyncio.Event]:
+        """An event that every transaction sets that told of `topic`, however many there were since it was cleared.
+
+        Clear it, read, then wait for it: nothing is missed, and who does not wait is not asked.
+        """
+        news = asyncio.Event()
+        self._watchers.setdefault(topic, set()).add(news)
+        try:
+            yield news
+        finally:
+            self._watchers[topic].discard(news)
+            if not self._watchers[topic]:
+                del self._watchers[topic]
+
+    def wake_all(self) -> None:
+        """Sets the event of everyone who watches anything."""
+        self._wake(set(self._watchers))
+
+    def _wake(self, topics: set[str]) -> None:
+        for topic in topics:
+            for news in self._watchers.get(topic, ()):
+                news.set()
 
     def close(self) -> None:
         """Waits for the writes under way."""
@@ -101,6 +131,11 @@ class Store:
 def after_commit(tx: Connection, later: Callable[[], None]) -> None:
     """Has `later` called on the writer thread once the transaction of `tx` is in; not at all if it fails."""
     tx.info["after_commit"].append(later)
+
+
+def tell(tx: Connection, topic: str) -> None:
+    """Has those who watch `topic` wake once the transaction of `tx` is in."""
+    tx.info["topics"].add(topic)
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import ColumnElement, Connection, Row, select, update
 
-from tuneway.store.schema import files, jobs
-from tuneway.types import TERMINAL_STATUSES, File, Page
+from tuneway.store.schema import files, jobs, upload_parts
+from tuneway.types import TERMINAL_STATUSES, File, FileStatus, Page
 
 
 def insert(tx: Connection, file: File) -> File:
@@ -23,6 +24,31 @@ def insert(tx: Connection, file: File) -> File:
 def get(tx: Connection, project: str, file_id: str) -> File | None:
     row = tx.execute(_alive(project).where(files.c.id == file_id)).one_or_none()
     return None if row is None else _file(row)
+
+
+def repeated(tx: Connection, file: File, since: int) -> File | None:
+    """The newest file like this one, made at `since` or later: same project, name, purpose and bytes."""
+    query = _alive(file.project_id).where(
+        files.c.filename == file.filename,
+        files.c.purpose == file.purpose,
+        files.c.sha256 == file.sha256,
+        files.c.created_at >= since,
+    )
+    row = tx.execute(query.order_by(files.c.seq.desc()).limit(1)).one_or_none()
+    return None if row is None else _file(row)
+
+
+def settle(tx: Connection, file: File) -> bool:
+    """Stores what became of a pending file: status, details, size and bytes. False when it was deleted meanwhile."""
+    pending = update(files).where(_is_alive(), files.c.id == file.id, files.c.status == FileStatus.PENDING)
+    done = pending.values(status=file.status, status_details=file.status_details, bytes=file.bytes, sha256=file.sha256)
+    return tx.execute(done).rowcount == 1
+
+
+def fail_pending(tx: Connection, details: str) -> None:
+    """Gives the pending files of all projects the status `error`."""
+    pending = update(files).where(files.c.status == FileStatus.PENDING)
+    tx.execute(pending.values(status=FileStatus.ERROR, status_details=details))
 
 
 def page(
@@ -57,9 +83,10 @@ def expire(tx: Connection, now: int) -> list[str]:
 
 
 def needed(tx: Connection, sha256: str) -> bool:
-    """Whether a file of any project, or a job that has not ended, still refers to these bytes."""
+    """Whether a file of any project, a part of an upload, or a job that has not ended, still refers to these bytes."""
     alive = select(files.c.seq).where(files.c.sha256 == sha256, files.c.deleted_at.is_(None)).limit(1)
-    if tx.execute(alive).first() is not None:
+    part = select(upload_parts.c.seq).where(upload_parts.c.sha256 == sha256).limit(1)
+    if tx.execute(alive).first() is not None or tx.execute(part).first() is not None:
         return True
     pinned = (
         select(jobs.c.seq)
@@ -71,12 +98,18 @@ def needed(tx: Connection, sha256: str) -> bool:
 
 
 def unneeded(tx: Connection, blobs: Collection[str]) -> list[str]:
-    """Of these blobs, those that nothing refers to."""
-    return [sha256 for sha256 in blobs if not needed(tx, sha256)]
+    """Of these blobs, those that nothing refers to. The empty name, of a file that never came, is none."""
+    return [sha256 for sha256 in blobs if sha256 and not needed(tx, sha256)]
 
 
 def _alive(project: str) -> Any:
-    return select(files).where(files.c.project_id == project, files.c.deleted_at.is_(None))
+    return select(files).where(files.c.project_id == project, _is_alive())
+
+
+def _is_alive() -> ColumnElement[bool]:
+    """Not deleted, and its time is not over: `expire` marks that only now and then."""
+    lasting = files.c.expires_at.is_(None) | (files.c.expires_at > int(time.time()))
+    return files.c.deleted_at.is_(None) & lasting
 
 
 def _file(row: Row[Any]) -> File:
@@ -90,4 +123,6 @@ def _file(row: Row[Any]) -> File:
         bytes=row.bytes,
         sha256=row.sha256,
         expires_at=row.expires_at,
+        status=FileStatus(row.status),
+        status_details=row.status_details,
     )

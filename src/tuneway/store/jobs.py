@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
 
+from tuneway.store import tell, webhooks
 from tuneway.store.schema import effects, idempotency_keys, job_events, jobs
 from tuneway.types import (
     TERMINAL_STATUSES,
@@ -37,8 +38,18 @@ LAUNCH = "launch"
 """The kind of effect that starts a job at its provider."""
 
 
-def insert(tx: Connection, job: Job, events: Iterable[NewEvent]) -> Job:
-    """Stores a new job with its first events and returns it with its `seq`."""
+def insert(
+    tx: Connection,
+    job: Job,
+    events: Iterable[NewEvent],
+    *,
+    key_id: str | None = None,
+    request_sha256: str | None = None,
+) -> Job:
+    """Stores a new job with its first events and returns it with its `seq`.
+
+    `key_id` and `request_sha256` say who asked for it and what exactly, see `job_of_request`.
+    """
     spec = asdict(job.spec)
     (seq,) = tx.execute(
         jobs.insert().values(
@@ -52,6 +63,8 @@ def insert(tx: Connection, job: Job, events: Iterable[NewEvent]) -> Job:
             status=job.status,
             desired=job.desired,
             result_files=[],
+            key_id=key_id,
+            request_sha256=request_sha256,
             **spec,
         )
     ).inserted_primary_key or (0,)
@@ -60,7 +73,8 @@ def insert(tx: Connection, job: Job, events: Iterable[NewEvent]) -> Job:
 
 
 def get(tx: Connection, project: str, job_id: str) -> Job | None:
-    row = tx.execute(select(jobs).where(jobs.c.project_id == project, jobs.c.id == job_id)).one_or_none()
+    """The job; None when there is none, or no more: what was deleted is not shown again."""
+    row = tx.execute(_shown(project).where(jobs.c.id == job_id)).one_or_none()
     return None if row is None else _job(row)
 
 
@@ -68,8 +82,9 @@ def page(
     tx: Connection, project: str, *, after: str | None, limit: int, metadata: Mapping[str, str] | None
 ) -> Page[Job] | None:
     """One page, newest first; None when `after` is no job of the project. `metadata` {} asks for jobs without any."""
-    query = select(jobs).where(jobs.c.project_id == project).order_by(jobs.c.seq.desc()).limit(limit + 1)
+    query = _shown(project).order_by(jobs.c.seq.desc()).limit(limit + 1)
     if after is not None:
+        # A job that was deleted between two pages still marks a place.
         seq = tx.scalar(select(jobs.c.seq).where(jobs.c.project_id == project, jobs.c.id == after))
         if seq is None:
             return None
@@ -98,8 +113,13 @@ def queued(tx: Connection, placement: str) -> list[Job]:
 
 
 def count_by_status(tx: Connection) -> dict[str, int]:
-    rows = tx.execute(select(jobs.c.status, func.count().label("number")).group_by(jobs.c.status))
+    number = func.count().label("number")
+    rows = tx.execute(select(jobs.c.status, number).where(jobs.c.deleted_at.is_(None)).group_by(jobs.c.status))
     return {row.status: row.number for row in rows}
+
+
+def _shown(project: str) -> Select[Any]:
+    return select(jobs).where(jobs.c.project_id == project, jobs.c.deleted_at.is_(None))
 
 
 # ------------------------------------------------------------------------------------------------------------ changes
@@ -120,7 +140,9 @@ def change(tx: Connection, job: Job, events: Iterable[NewEvent] = (), /, **value
     if row is None:
         raise Stale(job.id)
     add_events(tx, job, events)
-    return _job(row)
+    changed = _job(row)
+    webhooks.announce(tx, changed)
+    return changed
 
 
 def cancel(tx: Connection, project: str, job_id: str, event: NewEvent) -> Job | None:
@@ -135,7 +157,48 @@ def cancel(tx: Connection, project: str, job_id: str, event: NewEvent) -> Job | 
         return None
     job = _job(row)
     add_events(tx, job, [event])
+    webhooks.announce(tx, job)
     return job
+
+
+def pause(tx: Connection, job: Job, event: NewEvent) -> Job:
+    """Has the owner want `job`, as it is in this transaction, paused.
+
+    One that holds nothing at its provider is `paused` at once, and whoever works on it stores nothing more; a started
+    one is for the worker to `park`.
+    """
+    started = tx.scalar(select(_started()).where(jobs.c.seq == job.seq))
+    values: dict[str, Any] = {"desired": Desired.PAUSE}
+    if not started:
+        values |= {"status": JobStatus.PAUSED, "fence": job.fence + 1, "lease_owner": None, "lease_until": 0}
+    return change(tx, job, () if started else [event], **values)
+
+
+def park(tx: Connection, job: Job, paused: NewEvent, resumed: NewEvent) -> Job:
+    """The provider has stopped the job: it is `paused`, or waits for a place where it was resumed meanwhile."""
+    wanted = tx.scalar(select(jobs.c.desired).where(jobs.c.seq == job.seq))
+    tx.execute(update(effects).where(effects.c.job_id == job.id, effects.c.kind == LAUNCH).values(state="released"))
+    status, events = JobStatus.PAUSED, [paused]
+    if wanted != Desired.PAUSE:
+        status, events = JobStatus.QUEUED, [paused, resumed]
+    return change(tx, job, events, status=status, provider_job_id=None, estimated_finish=None)
+
+
+def resume(tx: Connection, job: Job, event: NewEvent) -> Job:
+    """Has the owner want `job`, as it is in this transaction, to go on.
+
+    A paused one waits for a place, or for the check of its files where there was none. The pause of one that is still
+    stopping is withdrawn: it goes on if nobody has told its provider yet, else `park` has it wait for a place.
+    """
+    values: dict[str, Any] = {"desired": Desired.RUN}
+    if job.status is JobStatus.PAUSED:
+        values["status"] = JobStatus.VALIDATING_FILES if job.resolved is None else JobStatus.QUEUED
+    return change(tx, job, [event], **values)
+
+
+def delete(tx: Connection, job: Job, now: int) -> None:
+    """Hides the job, its events and its checkpoints for good; the worker still frees what it holds."""
+    tx.execute(update(jobs).where(jobs.c.seq == job.seq).values(deleted_at=now))
 
 
 # ------------------------------------------------------------------------------------------------------------- claims
@@ -166,7 +229,7 @@ def claim(
     here = (jobs.c.placement == placement) & (jobs.c.released == 0)
     leased = (jobs.c.lease_until > now) & jobs.c.lease_owner.is_not(None)
     free = (jobs.c.lease_until <= now) & jobs.c.id.not_in(carried)
-    started = (jobs.c.status == JobStatus.RUNNING) | jobs.c.provider_job_id.is_not(None) | _has_open_launch()
+    started = _started()
     checking = here & (jobs.c.status == JobStatus.VALIDATING_FILES)
     waiting = here & (jobs.c.status == JobStatus.QUEUED)
 
@@ -209,7 +272,13 @@ def release(tx: Connection, job: Job, *, until: int = 0) -> None:
 
 
 def intend(tx: Connection, job: Job, effect_id: str, now: int) -> None:
-    """Records, before the call, that the job is about to be launched under its own id as the key."""
+    """Records, before the call, that the job is about to be launched under its own id as the key.
+
+    Raises Stale for a job that its owner wants paused or cancelled: from then on nothing of it is started.
+    """
+    wanted = (jobs.c.id == job.id) & (jobs.c.fence == job.fence) & (jobs.c.desired == Desired.RUN)
+    if tx.execute(select(jobs.c.seq).where(wanted, jobs.c.status.not_in(TERMINAL_STATUSES))).first() is None:
+        raise Stale(job.id)
     statement = insert_or_ignore(effects).values(
         id=effect_id,
         project_id=job.project_id,
@@ -239,6 +308,11 @@ def let_go(tx: Connection, job: Job) -> None:
     tx.execute(update(effects).where(effects.c.job_id == job.id, effects.c.kind == LAUNCH).values(state="released"))
 
 
+def _started() -> ColumnElement[bool]:
+    """Of a job that holds a place at its provider, or may do so."""
+    return (jobs.c.status == JobStatus.RUNNING) | jobs.c.provider_job_id.is_not(None) | _has_open_launch()
+
+
 def _has_open_launch() -> ColumnElement[bool]:
     return exists().where(effects.c.job_id == jobs.c.id, effects.c.kind == LAUNCH, effects.c.state == "intent")
 
@@ -247,7 +321,8 @@ def _has_open_launch() -> ColumnElement[bool]:
 
 
 def add_events(tx: Connection, job: Job, events: Iterable[NewEvent]) -> None:
-    """Stores events in their order; one whose key the job has already is left out."""
+    """Stores events in their order; one whose key the job has already is left out. Those wake who follow the job."""
+    tell(tx, job.id)
     for event in events:
         values = asdict(event) | {
             "id": _event_id(job.id, event.key),
@@ -275,6 +350,28 @@ def event_page(tx: Connection, project: str, job_id: str, *, after: str | None, 
     return Page(tuple(_event(row) for row in rows[:limit]), len(rows) > limit)
 
 
+def event_seq(tx: Connection, project: str, job_id: str, event_id: str) -> int | None:
+    """The place of an event of the job; None when it has none of this id."""
+    return tx.scalar(
+        select(job_events.c.seq).where(
+            job_events.c.project_id == project, job_events.c.job_id == job_id, job_events.c.id == event_id
+        )
+    )
+
+
+def events_since(tx: Connection, project: str, job_id: str, seq: int, limit: int) -> tuple[list[JobEvent], bool]:
+    """Up to `limit` events behind the place `seq`, oldest first, and whether there will be no more behind them."""
+    query = (
+        select(job_events)
+        .where(job_events.c.project_id == project, job_events.c.job_id == job_id, job_events.c.seq > seq)
+        .order_by(job_events.c.seq)
+        .limit(limit)
+    )
+    events = [_event(row) for row in tx.execute(query)]
+    job = get(tx, project, job_id)
+    return events, len(events) < limit and (job is None or job.status in TERMINAL_STATUSES)
+
+
 _BASE62 = string.digits + string.ascii_letters
 
 
@@ -288,7 +385,19 @@ def _event_id(job_id: str, key: str) -> str:
     return "ftevent-" + "".join(digits)
 
 
-# --------------------------------------------------------------------------------------------------- idempotency keys
+# ------------------------------------------------------------------------------------------- retries of one request
+
+
+def job_of_request(tx: Connection, project: str, *, key_id: str | None, request_sha256: str, since: int) -> Job | None:
+    """The newest job that the same request, sent with the same key of the gateway, made since then."""
+    row = tx.execute(
+        _shown(project)
+        .where(jobs.c.request_sha256 == request_sha256, jobs.c.key_id.is_not_distinct_from(key_id))
+        .where(jobs.c.created_at >= since)
+        .order_by(jobs.c.seq.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else _job(row)
 
 
 def job_of_key(tx: Connection, project: str, key: str, *, since: int) -> tuple[str, str] | None:
@@ -332,6 +441,7 @@ def _job(row: Row[Any]) -> Job:
             suffix=row.suffix,
             seed=row.seed,
             metadata=row.metadata,
+            integrations=tuple(row.integrations or ()),
         ),
         status=JobStatus(row.status),
         training_sha256=row.training_sha256,

@@ -30,6 +30,8 @@ files = Table(
     Column("sha256", String, nullable=False),
     Column("expires_at", BigInteger),
     Column("deleted_at", BigInteger),
+    Column("status", String, nullable=False, server_default="processed"),
+    Column("status_details", Text),
     Index("files_by_project", "project_id", "seq"),
     Index("files_by_blob", "sha256"),
     sqlite_autoincrement=True,
@@ -78,8 +80,14 @@ jobs = Table(
     Column("released", Integer, nullable=False, server_default="0"),
     Column("lease_owner", String),
     Column("lease_until", BigInteger, nullable=False, server_default="0"),
+    # who asked, and how a retry of the same request is known
+    Column("key_id", String),
+    Column("request_sha256", String),
+    Column("integrations", JSON(none_as_null=True)),
+    Column("deleted_at", BigInteger),
     Index("jobs_by_project", "project_id", "seq"),
     Index("jobs_at_work", "released", "placement", "status"),
+    Index("jobs_by_request", "project_id", "request_sha256"),
     sqlite_autoincrement=True,
 )
 
@@ -162,5 +170,129 @@ idempotency_keys = Table(
     Column("request_sha256", String, nullable=False),
     Column("job_id", String, nullable=False),
     UniqueConstraint("project_id", "id", name="idempotency_keys_once"),
+    sqlite_autoincrement=True,
+)
+
+# ------------------------------------------------------------------------------------------------- since migration 0002
+
+uploads = Table(
+    "uploads",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("mime_type", String, nullable=False),
+    Column("expires_after", BigInteger),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("status", String, nullable=False),
+    Column("file_id", String),
+    Column("part_ids", JSON(none_as_null=True)),
+    Index("uploads_by_project", "project_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("upload_id", String, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String, nullable=False),
+    Index("upload_parts_by_upload", "upload_id", "seq"),
+    Index("upload_parts_by_blob", "sha256"),
+    sqlite_autoincrement=True,
+)
+
+# A stored chat completion: what was asked (messages and parameters) and what was answered.
+completions = Table(
+    "completions",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("model", String, nullable=False),
+    Column("request", JSON, nullable=False),
+    Column("response", JSON, nullable=False),
+    Column("metadata", JSON(none_as_null=True)),
+    Index("completions_by_project", "project_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# Another project's leave to use a checkpoint; `project_id` is the owner's.
+permissions = Table(
+    "permissions",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("model", String, nullable=False),
+    Column("granted_to", String, nullable=False),
+    UniqueConstraint("model", "granted_to", name="permissions_once"),
+    Index("permissions_by_guest", "granted_to", "model"),
+    sqlite_autoincrement=True,
+)
+
+# A key is stored as its HMAC only; `hint` is the end of it, for people.
+keys = Table(
+    "keys",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("hmac", String, nullable=False, unique=True),
+    Column("hint", String, nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    sqlite_autoincrement=True,
+)
+
+# `sealed_secret` is encrypted with a key that is not in the database.
+webhooks = Table(
+    "webhooks",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("events", JSON, nullable=False),
+    Column("sealed_secret", Text, nullable=False),
+    Index("webhooks_by_project", "project_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# The outbox: written in the transaction that ends the job, sent afterwards until it arrives or a day is over.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("webhook_id", String, nullable=False),
+    Column("event_id", String, nullable=False),
+    Column("type", String, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", String, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("next_at", BigInteger, nullable=False),
+    Column("last_status", Integer),
+    Column("last_error", Text),
+    Column("delivered_at", BigInteger),
+    Index("deliveries_by_webhook", "webhook_id", "seq"),
+    Index("deliveries_by_state", "state", "next_at"),
     sqlite_autoincrement=True,
 )

@@ -1,29 +1,22 @@
-"""The wire models: what requests may hold and what responses do hold.
-
-They convert to and from `types` by named methods; their names are those of OpenAI's API description. Requests are
-strict: an unknown field, or a value of another type, is refused, never dropped or converted.
-"""
+"""Fine-tuning jobs, their events and checkpoints on the wire."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer
 
 from tuneway import types
 from tuneway.api.dialect import Dialect
-from tuneway.api.errors import explain
+from tuneway.api.schema.base import Metadata, Request, Text, absent, finite, organization, parse
 from tuneway.errors import InvalidRequest
 from tuneway.types import AUTO, Auto, Desired, Hyperparameters, JobRequest, JobStatus, Method
 
 # ------------------------------------------------------------------------------------------------------- requests
-
-
-class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _auto_or_number(value: Any) -> str:
@@ -34,7 +27,6 @@ def _auto_or_number(value: Any) -> str:
 _auto = Annotated[Auto, Tag("auto")]
 _either = Discriminator(_auto_or_number)
 
-Text = Annotated[str, Field(min_length=1)]
 NEpochs = Annotated[_auto | Annotated[int, Field(ge=1, le=50), Tag("number")], _either]
 BatchSize = Annotated[_auto | Annotated[int, Field(ge=1, le=256), Tag("number")], _either]
 LearningRateMultiplier = Annotated[_auto | Annotated[float, Field(gt=0), Tag("number")], _either]
@@ -47,36 +39,67 @@ class SupervisedHyperparameters(Request):
 
 
 class SupervisedMethod(Request):
-    hyperparameters: SupervisedHyperparameters | None = None
+    hyperparameters: SupervisedHyperparameters = SupervisedHyperparameters()
+
+
+class DPOHyperparameters(SupervisedHyperparameters):
+    beta: Annotated[_auto | Annotated[float, Field(gt=0, le=2), Tag("number")], _either] = AUTO
+
+
+class DPOMethod(Request):
+    hyperparameters: DPOHyperparameters = DPOHyperparameters()
+
+
+class ReinforcementHyperparameters(SupervisedHyperparameters):
+    reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
+    compute_multiplier: Annotated[_auto | Annotated[float, Field(gt=1e-5, le=10), Tag("number")], _either] = AUTO
+    eval_interval: Annotated[_auto | Annotated[int, Field(ge=1), Tag("number")], _either] = AUTO
+    eval_samples: Annotated[_auto | Annotated[int, Field(ge=1), Tag("number")], _either] = AUTO
+
+
+class ReinforcementMethod(Request):
+    grader: dict[str, Any]
+    hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
 
 
 class FineTuneMethod(Request):
-    type: Literal["supervised"]
-    supervised: SupervisedMethod | None = None
+    type: Literal["supervised", "dpo", "reinforcement"]
+    supervised: SupervisedMethod = absent()
+    dpo: DPOMethod = absent()
+    reinforcement: ReinforcementMethod = absent()
+
+
+class WandbIntegration(Request):
+    project: Text
+    name: str | None = None
+    entity: str | None = None
+    tags: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=50)] = absent()
+
+
+class FineTuningIntegration(Request):
+    type: Literal["wandb"]
+    wandb: WandbIntegration
 
 
 class TunewayOptions(Request):
     """Extensions of the request."""
 
-    provider: Text | None = None
+    provider: Text = absent()
 
 
 class CreateFineTuningJobRequest(Request):
     model: Text
     training_file: Text
     validation_file: Text | None = None
-    suffix: Annotated[str, Field(min_length=1, pattern="^[A-Za-z0-9_-]+$")] | None = None
+    suffix: Annotated[str, Field(min_length=1, max_length=64, pattern="^[A-Za-z0-9_-]+$")] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    metadata: (
-        Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-        ]
-        | None
-    ) = None
-    hyperparameters: Annotated[SupervisedHyperparameters | None, Field(json_schema_extra={"deprecated": True})] = None
-    method: FineTuneMethod | None = None
-    integrations: list[Any] | None = None
-    tuneway: TunewayOptions | None = None
+    metadata: Metadata | None = None
+    hyperparameters: Annotated[SupervisedHyperparameters, Field(json_schema_extra={"deprecated": True})] = (
+        SupervisedHyperparameters()
+    )
+    method: FineTuneMethod = FineTuneMethod(type="supervised")
+    integrations: Annotated[list[FineTuningIntegration], Field(max_length=5)] | None = None
+    tuneway: TunewayOptions = TunewayOptions()
 
     @classmethod
     def parse(cls, body: Mapping[str, Any], dialect: Dialect) -> CreateFineTuningJobRequest:
@@ -84,7 +107,11 @@ class CreateFineTuningJobRequest(Request):
         return parse(cls, body if dialect.auto == AUTO else _spell_auto(body, dialect.auto))
 
     def to_domain(self, dialect: Dialect) -> JobRequest:
-        """Raises InvalidRequest for what only the whole request, or the dialect, can tell."""
+        """Raises InvalidRequest for what only the whole request, or the dialect, can tell.
+
+        What the official clients may send beside a supervised job without any effect on it, the other methods' objects
+        and integrations, is taken and named in `ignored`: code that runs at OpenAI must run here.
+        """
         if self.suffix is not None and len(self.suffix) > dialect.suffix_limit:
             raise InvalidRequest(
                 f"Invalid 'suffix': string too long. Expected a string with maximum length {dialect.suffix_limit}, "
@@ -92,12 +119,14 @@ class CreateFineTuningJobRequest(Request):
                 param="suffix",
                 code="string_above_max_length",
             )
-        if self.integrations:
+        if self.method.type == "reinforcement" and "reinforcement" not in self.method.model_fields_set:
             raise InvalidRequest(
-                "This gateway has no integrations. Remove 'integrations' and follow the job by its events.",
-                param="integrations",
-                code="unsupported_parameter",
+                "Missing required parameter: 'method.reinforcement'.",
+                param="method.reinforcement",
+                code="missing_required_parameter",
             )
+        others = self.method.model_fields_set - {"type", self.method.type}
+        ignored = [f"method.{name}" for name in sorted(others)]
         return JobRequest(
             model=self.model,
             training_file=self.training_file,
@@ -105,58 +134,38 @@ class CreateFineTuningJobRequest(Request):
             suffix=self.suffix,
             seed=self.seed,
             metadata=self.metadata,
-            method=Method.SUPERVISED,
+            method=Method(self.method.type),
             hyperparameters=self._hyperparameters(),
-            provider=None if self.tuneway is None else self.tuneway.provider,
+            provider=self.tuneway.provider,
+            integrations=tuple(each.model_dump(exclude_unset=True) for each in self.integrations or ()),
+            ignored=tuple(["integrations", *ignored] if self.integrations else ignored),
         )
 
     def _hyperparameters(self) -> Hyperparameters:
         """Those of the two places together; a value that stands in both must be the same."""
-        supervised = None if self.method is None else self.method.supervised
-        old, new = (
-            {} if given is None else given.model_dump(exclude_unset=True)
-            for given in (self.hyperparameters, None if supervised is None else supervised.hyperparameters)
-        )
+        method = self.method.type
+        chosen = getattr(self.method, method) if method in self.method.model_fields_set else None
+        old = self.hyperparameters.model_dump(exclude_unset=True)
+        new = {} if chosen is None else chosen.hyperparameters.model_dump(exclude_unset=True)
         for name in old.keys() & new.keys():
             if old[name] != new[name]:
                 raise InvalidRequest(
-                    f"'hyperparameters.{name}' is {old[name]} and 'method.supervised.hyperparameters.{name}' is "
+                    f"'hyperparameters.{name}' is {old[name]} and 'method.{method}.hyperparameters.{name}' is "
                     f"{new[name]}. Give it once; the first form is deprecated.",
                     param=f"hyperparameters.{name}",
                     code="invalid_value",
                 )
-        return Hyperparameters(**{**old, **new})
-
-
-def body(model: type[Request]) -> dict[str, Any]:
-    """What an operation that reads `model` by itself adds to its OpenAPI description; see `definitions`."""
-    reference = {"$ref": _REFERENCE.format(model=model.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
-
-
-def definitions() -> dict[str, Any]:
-    """The JSON schemas of the requests that operations read by themselves, by name."""
-    schema = CreateFineTuningJobRequest.model_json_schema(ref_template=_REFERENCE)
-    return {**schema.pop("$defs"), CreateFineTuningJobRequest.__name__: schema}
-
-
-_REFERENCE = "#/components/schemas/{model}"
-
-M = TypeVar("M", bound=Request)
-
-
-def parse(model: type[M], body: Mapping[str, Any]) -> M:
-    """`body` as `model`. Raises InvalidRequest that names the first field at fault."""
-    try:
-        return model.model_validate(body)
-    except ValidationError as error:
-        raise explain(error.errors(include_url=False)) from None
+        known = {name: value for name, value in {**old, **new}.items() if name in Hyperparameters.__dataclass_fields__}
+        if method == "dpo":
+            known.setdefault("beta", AUTO)
+        return Hyperparameters(**known)
 
 
 def _spell_auto(body: Mapping[str, Any], number: int) -> dict[str, Any]:
     """A copy in which hyperparameters that are `number` are "auto"; what is not of the right form stays as it is."""
     spelled = copy.deepcopy(dict(body))
-    for path in (("hyperparameters",), ("method", "supervised", "hyperparameters")):
+    methods = [("method", method.value, "hyperparameters") for method in Method]
+    for path in (("hyperparameters",), *methods):
         found: Any = spelled
         for key in path:
             found = found.get(key) if isinstance(found, dict) else None
@@ -168,43 +177,39 @@ def _spell_auto(body: Mapping[str, Any], number: int) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------ responses
 
 
-class ErrorBody(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorResponse(BaseModel):
-    error: ErrorBody
-
-
 class JobHyperparameters(BaseModel):
     """As asked until the job's files are checked, then as resolved."""
 
     n_epochs: int | Auto
     batch_size: int | Auto
     learning_rate_multiplier: float | Auto
+    beta: float | Auto = absent()
 
     @classmethod
     def of(cls, job: types.Job, dialect: Dialect) -> JobHyperparameters:
-        shown = job.resolved or job.spec.hyperparameters
-        return cls(
-            n_epochs=dialect.auto if shown.n_epochs == AUTO else shown.n_epochs,
-            batch_size=dialect.auto if shown.batch_size == AUTO else shown.batch_size,
-            learning_rate_multiplier=(
-                dialect.auto if shown.learning_rate_multiplier == AUTO else shown.learning_rate_multiplier
-            ),
-        )
+        shown = asdict(job.resolved or job.spec.hyperparameters)
+        return cls(**{k: dialect.auto if v == AUTO else v for k, v in shown.items() if v is not None})
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in whole(self).items() if value is not None}
 
 
-class JobSupervised(BaseModel):
+class JobMethodOptions(BaseModel):
     hyperparameters: JobHyperparameters
 
 
 class JobMethod(BaseModel):
-    type: str
-    supervised: JobSupervised
+    """With the options of its own type alone."""
+
+    type: Literal["supervised", "dpo", "reinforcement"]
+    supervised: JobMethodOptions = absent()
+    dpo: JobMethodOptions = absent()
+    reinforcement: JobMethodOptions = absent()
+
+    @model_serializer(mode="wrap")
+    def _own_options(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in whole(self).items() if value is not None}
 
 
 class JobErrorBody(BaseModel):
@@ -262,7 +267,7 @@ class FineTuningJob(BaseModel):
     def of(cls, job: types.Job, dialect: Dialect, queue_position: int | None) -> FineTuningJob:
         """The wire form. A job without a failure has `error` null, a cancelled one no `finished_at`."""
         hyperparameters = JobHyperparameters.of(job, dialect)
-        ended = job.status in types.TERMINAL_STATUSES
+        method = job.spec.method.value
         error = job.error if job.status is JobStatus.FAILED else None
         return cls(
             id=job.id,
@@ -281,11 +286,13 @@ class FineTuningJob(BaseModel):
             user_provided_suffix=job.spec.suffix,
             seed=job.spec.seed,
             estimated_finish=job.estimated_finish,
-            integrations=[],
+            integrations=[_integration(each, job.id) for each in job.spec.integrations],
             metadata=None if job.spec.metadata is None else dict(job.spec.metadata),
-            method=JobMethod(type=job.spec.method.value, supervised=JobSupervised(hyperparameters=hyperparameters)),
+            method=JobMethod.model_validate(
+                {"type": method, method: {"hyperparameters": hyperparameters.model_dump(exclude_none=True)}}
+            ),
             tuneway=JobExtension(
-                state="cancelling" if job.desired is Desired.CANCEL and not ended else job.status.value,
+                state=_state(job),
                 provider=job.spec.provider,
                 provider_status=job.provider_status,
                 progress=None if job.progress is None else _progress(job.progress),
@@ -311,7 +318,7 @@ class FineTuningJobEvent(BaseModel):
             level=dialect.levels[event.level],
             message=event.message,
             type=event.type,
-            data={name: _finite(value) for name, value in event.data.items()},
+            data={name: finite(value) for name, value in event.data.items()},
         )
 
 
@@ -338,62 +345,6 @@ class FineTuningJobCheckpoint(BaseModel):
         )
 
 
-class OpenAIFile(BaseModel):
-    object: Literal["file"] = "file"
-    id: str
-    purpose: str
-    filename: str
-    bytes: int
-    created_at: int
-    expires_at: int
-    status: Literal["processed"] = "processed"
-
-    @classmethod
-    def of(cls, file: types.File) -> OpenAIFile:
-        """The wire form, without `expires_at` for a file that stays."""
-        fields: dict[str, Any] = {
-            "object": "file",
-            "id": file.id,
-            "purpose": file.purpose,
-            "filename": file.filename,
-            "bytes": file.bytes,
-            "created_at": file.created_at,
-            "status": "processed",
-        }
-        if file.expires_at is not None:
-            fields["expires_at"] = file.expires_at
-        return cls.model_construct(**fields)
-
-
-class Model(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-    tuneway: dict[str, Any]
-
-    @classmethod
-    def of(cls, model: types.BaseModel | types.Model) -> Model:
-        if isinstance(model, types.BaseModel):
-            return cls(
-                id=model.name,
-                created=model.created,
-                owned_by="system",
-                tuneway={"provider": model.provider, "description": model.description},
-            )
-        return cls(
-            id=model.id,
-            created=model.created_at,
-            owned_by=organization(model.project_id),
-            tuneway={
-                "provider": model.provider,
-                "base": model.base,
-                "job": model.job_id,
-                "step_number": model.step_number,
-            },
-        )
-
-
 class JobList(BaseModel):
     object: Literal["list"]
     data: list[FineTuningJob]
@@ -414,40 +365,24 @@ class CheckpointList(BaseModel):
     has_more: bool
 
 
-class FileList(BaseModel):
-    object: Literal["list"]
-    data: list[OpenAIFile]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+def _state(job: types.Job) -> str:
+    """The exact state, with what is on its way while the provider still has to follow."""
+    if job.status in types.TERMINAL_STATUSES or job.status is JobStatus.PAUSED:
+        return job.status.value
+    return {Desired.CANCEL: "cancelling", Desired.PAUSE: "pausing"}.get(job.desired, job.status.value)
 
 
-class ModelList(BaseModel):
-    object: Literal["list"]
-    data: list[Model]
-
-
-class Deleted(BaseModel):
-    id: str
-    object: Literal["file", "model"]
-    deleted: Literal[True] = True
-
-
-def organization(project: str) -> str:
-    return f"org-{project}"
+def _integration(asked: Mapping[str, Any], job_id: str) -> dict[str, Any]:
+    """As OpenAI shows it: the run's id is the job's."""
+    return {**asked, "wandb": {**asked["wandb"], "run_id": job_id}}
 
 
 def _progress(progress: types.Progress) -> JobProgress:
     return JobProgress(
         step=progress.step,
         total_steps=progress.total_steps,
-        tokens_per_second=_finite(progress.tokens_per_second),
-        seconds_left=_finite(progress.seconds_left),
-        train_loss=_finite(progress.train_loss),
-        valid_loss=_finite(progress.valid_loss),
+        tokens_per_second=finite(progress.tokens_per_second),
+        seconds_left=finite(progress.seconds_left),
+        train_loss=finite(progress.train_loss),
+        valid_loss=finite(progress.valid_loss),
     )
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

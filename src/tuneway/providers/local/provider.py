@@ -47,12 +47,14 @@ from tuneway.types import (
 
 STOP_SECONDS = 20
 """How long a trainer may take to leave a resume point when the gateway stops."""
+PAUSE_SECONDS = 300
+"""The same when a job is paused: nobody waits for it, and a killed trainer loses up to 30 seconds of work."""
 
 
 class Local:
     name = "local"
     capabilities = Capabilities(
-        methods=frozenset({Method.SUPERVISED}), seed=True, suffix=True, validation_file=True, metadata=True
+        methods=frozenset({Method.SUPERVISED}), seed=True, suffix=True, validation_file=True, metadata=True, pause=True
     )
 
     def __init__(self, data: Path, catalogue: Catalogue, executor: Executor, engines: Engines, *, threads: int) -> None:
@@ -134,6 +136,14 @@ class Local:
         if control is not None:
             run.write_control(Control("cancel", control.attempt))
         await self._executor.stop(run, signal.SIGKILL, grace=STOP_SECONDS)
+
+    async def pause(self, handle: JobHandle) -> None:
+        run = self._run(handle.provider_job_id)
+        control = run.control()
+        if control is not None:
+            # The word stays for a trainer that is only just starting; the signal is heard while torch is imported.
+            run.write_control(Control("pause", control.attempt))
+        await self._executor.stop(run, signal.SIGTERM, grace=PAUSE_SECONDS)
 
     async def release(self, key: str) -> None:
         run = self._run(key)

@@ -1,0 +1,1 @@
+"""The wire models, one file per resource: what requests may hold and what responses do hold."""
