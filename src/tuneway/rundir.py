@@ -8,7 +8,7 @@
     state/            the trainer's resume points, the newest two: state/step-00000120/
     checkpoints/      the trainer's published adapters, the newest three: checkpoints/step-00000240/
     adapter/          the trainer's final adapter, PEFT format
-    result.csv        the trainer's, one row per step (OPENAI.md 3.5)
+    result.csv        the trainer's, one row per step
     result.json       the trainer's, written last: that it exists means finished
     trainer.log       standard output and error of every attempt
 

@@ -291,6 +291,7 @@ def test_special_tokens_end_an_answer_and_are_not_shown(child: Child) -> None:
     ("fields", "param", "code"),
     [
         ({"temprature": 1}, "temprature", "unknown_parameter"),
+        ({"temprature": None}, "temprature", "unknown_parameter"),
         ({"stream_options": {"usage": True}}, "stream_options.usage", "unknown_parameter"),
         ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
         ({"messages": None}, "messages", "invalid_type"),

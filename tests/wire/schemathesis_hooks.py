@@ -16,3 +16,5 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
         if case.operation.path.endswith(end) and isinstance(case.body, dict):
             # Strings only: a value of a wrong type is there to be refused.
             case.body.update({key: value for key, value in values.items() if isinstance(case.body.get(key), str)})
+            if "messages" in case.body and not case.body.get("store"):
+                case.body["store"] = True  # an answer that is not kept cannot be found again

@@ -12,7 +12,7 @@ from tests.wire.conftest import SETTINGS, rows, running
 from tests.wire.test_keys import make_key
 
 CASES = 10_000 if os.environ.get("SOAK") else 1_000
-EXAMPLES = 30 if os.environ.get("SOAK") else 2
+EXAMPLES = 100 if os.environ.get("SOAK") else 2
 """Of each operation, in each way of generating them; the table of edge cases comes before these."""
 
 CONFIG = """

@@ -90,7 +90,7 @@ class Edge:
         if needed is None:
             return
         principal = await self._keys.authenticate(access.presented(headers))
-        send.organization = organization(principal.project)
+        send.project = principal.project
         allow(principal, needed)
         scope[PRINCIPAL] = principal
 
@@ -126,7 +126,7 @@ class _Stamped:
         self._request_id = request_id
         self._started = time.perf_counter()
         self.status: int | None = None
-        self.organization: str | None = None
+        self.project: str | None = None
         self.closing = False
         """Whether the connection ends with the answer, as the rest of the request will not be read."""
 
@@ -139,8 +139,9 @@ class _Stamped:
             headers = MutableHeaders(scope=message)
             headers.setdefault("x-request-id", self._request_id)
             headers["openai-version"] = OPENAI_VERSION
-            if self.organization is not None:
-                headers["openai-organization"] = self.organization
+            if self.project is not None:
+                headers["openai-organization"] = organization(self.project)
+                headers["openai-project"] = self.project
             if self.closing:
                 headers["connection"] = "close"
             headers["openai-processing-ms"] = str(round(1000 * self.seconds()))

@@ -2,7 +2,7 @@
 
 A file is JSON Lines in UTF-8: one example per line, LF or CRLF, with or without a byte order mark. Blank lines are
 passed over wherever they stand. Every other line is an example and is either good or an error with its number; none
-is left out. Codes and words are OpenAI's where OpenAI's are known (OPENAI.md 2.2).
+is left out. Codes and words are OpenAI's where OpenAI's are known.
 """
 
 from __future__ import annotations

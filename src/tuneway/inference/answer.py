@@ -1,4 +1,4 @@
-"""The shapes of OpenAI's chat answers (OPENAI.md 1.6): the completion, the chunks of a stream, the usage."""
+"""The shapes of OpenAI's chat answers: the completion, the chunks of a stream, the usage."""
 
 from __future__ import annotations
 

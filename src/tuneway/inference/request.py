@@ -1,4 +1,4 @@
-"""A chat request: OpenAI's fields, checked one by one (OPENAI.md 1.6). Nothing is dropped in silence.
+"""A chat request: OpenAI's fields, checked one by one. Nothing is dropped in silence.
 
 A field is done, refused by name with a 400, or accepted without effect and then listed in `ChatRequest.ignored`.
 Messages are checked by the renderer. null means "not set" where OpenAI's description has it.
@@ -58,6 +58,9 @@ def parse(body: bytes, vocab_size: int) -> ChatRequest:
     for name in _NEVER_NULL:
         if given.get(name, ...) is None:
             wrong_type(name, "a value", None)
+    for name in given:
+        if name not in _FIELDS and name not in _IGNORED and name not in form.FIELDS:
+            raise UnknownField(f"Unknown parameter: '{name}'. Remove it and send the request again.", param=name)
     sent = {name: value for name, value in given.items() if value is not None}
     for name in ("messages", "model"):
         if name not in sent:
@@ -72,8 +75,6 @@ def parse(body: bytes, vocab_size: int) -> ChatRequest:
             ignored.append(name)
         elif name in _FIELDS:
             values[name] = _FIELDS[name](value, name)
-        elif name not in form.FIELDS:
-            raise UnknownField(f"Unknown parameter: '{name}'. Remove it and send the request again.", param=name)
     if set(values.get("modalities", ())) - {"text"}:
         _unsupported("modalities")
     ignored += [name for name in ("modalities",) if name in values]

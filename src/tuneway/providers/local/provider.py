@@ -248,7 +248,7 @@ class Local:
 
 
 def auto_epochs(n_examples: int) -> int:
-    """About 100 to 25,000 examples seen in all (OPENAI.md 3.4: OpenAI's cookbook, confirmed by its jobs)."""
+    """About 100 to 25,000 examples seen in all (OpenAI's cookbook, confirmed by its jobs)."""
     if n_examples * 3 < 100:
         return min(25, 100 // n_examples)
     if n_examples * 3 > 25_000:
