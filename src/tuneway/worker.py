@@ -14,19 +14,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from tuneway import checks, ids
 from tuneway.blobs import Blobs, Receiving
-from tuneway.dataset.report import Report
 from tuneway.errors import JobFailure, TunewayError
 from tuneway.files import drop_unneeded
 from tuneway.jobs import paused_event
 from tuneway.providers.base import Provider
-from tuneway.rundir import CHECKPOINTS_KEPT, TRAIN_TOKENS, VALID_TOKENS
+from tuneway.rundir import CHECKPOINTS_KEPT
 from tuneway.store import Store, Tx
 from tuneway.store import files as file_rows
 from tuneway.store import jobs as rows
@@ -207,7 +206,7 @@ class Worker:
 
         preparation = await provider.prepare(job.spec.model, report)
         workplace = provider.workplace(job.id)
-        reports = await checks.check(_files_to_check(job, self._blobs, workplace), preparation)
+        reports = await checks.check(checks.files_of(job, self._blobs, workplace), preparation)
         for found in reports:
             if found.error is not None:
                 await self._fail(job, found.error, {"errors": [*map(asdict, found.errors)], "total": found.n_errors})
@@ -216,8 +215,8 @@ class Worker:
         now = _now()
         chosen = {name: value for name, value in asdict(resolved.hyperparameters).items() if value is not None}
         events = [
-            *_cut_events(job, reports),
-            NewEvent("counts", _counts(job, reports), now),
+            *checks.cut_events(job, reports, now),
+            NewEvent("counts", checks.counts(job, reports), now),
             NewEvent(
                 "hyperparameters",
                 "Hyperparameters: " + "; ".join(f"{n}={v} ({resolved.reasons[n]})" for n, v in chosen.items()),
@@ -426,38 +425,6 @@ def _now() -> int:
 
 def _data(job: Job) -> list[str]:
     return [sha256 for sha256 in (job.training_sha256, job.validation_sha256) if sha256 is not None]
-
-
-def _files_to_check(job: Job, blobs: Blobs, workplace: Path | None) -> list[checks.FileToCheck]:
-    def tokens(name: str) -> Path | None:
-        return None if workplace is None else workplace / name
-
-    files = [checks.FileToCheck(blobs.path(job.training_sha256), "training", tokens(TRAIN_TOKENS))]
-    if job.validation_sha256 is not None:
-        files.append(checks.FileToCheck(blobs.path(job.validation_sha256), "validation", tokens(VALID_TOKENS)))
-    return files
-
-
-def _counts(job: Job, reports: Sequence[Report]) -> str:
-    counts = []
-    for name, report in zip((job.spec.training_file, job.spec.validation_file), reports, strict=False):
-        tokens = "" if report.tokens is None else f", {report.tokens} tokens ({report.supervised_tokens} to learn)"
-        counts.append(f"{name} has {report.n_examples} examples{tokens}")
-    return "; ".join(counts)
-
-
-def _cut_events(job: Job, reports: Sequence[Report]) -> list[NewEvent]:
-    """A warning for each example that was cut, as many as the report lists, and one that counts the others."""
-    events = []
-    for param, report in zip(("training_file", "validation_file"), reports, strict=False):
-        for found in report.warnings:
-            data = {"param": param, "example": found.example, "line": found.line}
-            events.append(NewEvent(f"cut:{param}:{found.example}", found.message, _now(), EventLevel.WARN, data=data))
-        more = report.n_warnings - len(report.warnings)
-        if more:
-            message = f"{more} more examples of the {param.replace('_', ' ')} were cut"
-            events.append(NewEvent(f"cut:{param}", message, _now(), EventLevel.WARN, data={"param": param}))
-    return events
 
 
 def _model(job: Job, name: str, upstream_model: str, step_number: int | None, created_at: int) -> Model:

@@ -84,6 +84,8 @@ def examine(found: Settings, url: str) -> Iterator[Check]:
     yield Check("cores", "ok", str(cores()))
     yield bases(found.cache)
     yield open_files()
+    if found.python_graders:
+        yield sandbox()
     yield gateway(url, found)
 
 
@@ -179,6 +181,14 @@ def open_files() -> Check:
     if soft == resource.RLIM_INFINITY or soft >= FILES_NEEDED:
         return Check("open files", "ok", "no limit" if soft == resource.RLIM_INFINITY else f"limit {soft}")
     return Check("open files", "warning", f"limit {soft}", f"ulimit -n {4 * FILES_NEEDED}")
+
+
+def sandbox() -> Check:
+    """What runs graders of type `python`, which this gateway's settings turn on."""
+    found = shutil.which("bwrap")
+    if found is None:
+        return Check("sandbox", "missing", "bubblewrap is not installed", "apt-get install bubblewrap")
+    return Check("sandbox", "ok", found)
 
 
 def gateway(url: str, found: Settings) -> Check:
