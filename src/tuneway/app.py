@@ -105,7 +105,7 @@ class Gateway:
         """Opens the store and runs the worker; on the way out running jobs leave resume points and engines end."""
         self.blobs.open()
         await asyncio.to_thread(self.store.open)
-        self.vault.open(create=not await self.keys.list(None))
+        self.vault.open(create=not await self.keys.depend_on_vault())
         await self.files.sweep()
         running = (self.worker.run(), self.webhooks.run(), self._expire_files())
         tasks = [asyncio.create_task(task) for task in running]
@@ -201,7 +201,7 @@ def offline_keys(data: Path) -> Iterator[OfflineKeys | None]:
     try:
         store.open()
         keys = Keys(store, vault, required=True)
-        vault.open(create=not asyncio.run(keys.list(None)))
+        vault.open(create=not asyncio.run(keys.depend_on_vault()))
         yield OfflineKeys(keys)
     finally:
         store.close()

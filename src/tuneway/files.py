@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
+from weakref import WeakValueDictionary
 
 from tuneway import ids, store
 from tuneway.blobs import Blobs, Receiving
@@ -26,7 +27,8 @@ RETRY_SECONDS = 15 * 60
 """How long the same create, sent again as a retry, gives the first result; the SDKs give up after 10 minutes."""
 LIFETIME_SECONDS = {"batch": 30 * 24 * 3600}
 """Of files whose create does not say when they expire, by purpose; others stay."""
-IMPORTS = 4
+IMPORTS = 8
+PER_PROJECT = 2
 """Files that are fetched at the same time; the others wait."""
 STOPPED = "The gateway stopped while it fetched this file. Import it again."
 
@@ -42,7 +44,8 @@ class Files:
         self._outbound = outbound
         self._max_bytes = max_bytes
         self._slots = asyncio.Semaphore(IMPORTS)
-        self._imports: set[asyncio.Task[None]] = set()
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._imports: dict[str, asyncio.Task[None]] = {}
         self._imported: dict[str, File] = {}
 
     def receive(self) -> Incoming:
@@ -76,6 +79,8 @@ class Files:
 
         if await self._store.write(delete) is None:
             raise FileNotFound(file_id)
+        if file_id in self._imports:
+            self._imports[file_id].cancel()
 
     async def expire(self) -> None:
         """Deletes the files whose time is over."""
@@ -88,9 +93,9 @@ class Files:
 
     async def close(self) -> None:
         """Ends the imports under way; the next start gives them up."""
-        for task in self._imports:
+        for task in self._imports.values():
             task.cancel()
-        await asyncio.gather(*self._imports, return_exceptions=True)
+        await asyncio.gather(*self._imports.values(), return_exceptions=True)
 
     def path(self, file: File) -> Path:
         """Where the bytes of the file are. Raises InvalidFile for one that has none."""
@@ -127,14 +132,14 @@ class Files:
             status=FileStatus.PENDING,
         )
         self._imported[key] = file = await self._store.write(rows.insert, file)
-        task = asyncio.create_task(self._fetch(file, url))
-        self._imports.add(task)
-        task.add_done_callback(self._imports.discard)
+        task = self._imports[file.id] = asyncio.create_task(self._fetch(file, url))
+        task.add_done_callback(lambda _, file_id=file.id: self._imports.pop(file_id))  # type: ignore[misc]  # bound here
         return file
 
     async def _fetch(self, file: File, url: str) -> None:
         try:
-            async with self._slots:
+            turn = self._turns.setdefault(file.project_id, asyncio.Semaphore(PER_PROJECT))
+            async with turn, self._slots:
                 await self._fetch_bytes(file, url)
         except TunewayError as error:
             await self._fail(file, error.message)

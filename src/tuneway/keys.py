@@ -85,6 +85,10 @@ class Keys:
         """The keys of a project, or (None) of all, newest first, revoked ones too."""
         return await self._store.read(rows.every, project)
 
+    async def depend_on_vault(self) -> bool:
+        """Whether another secret in the vault would make keys or webhooks useless."""
+        return await self._store.read(rows.depend_on_vault)
+
     async def revoke(self, project: str | None, key_id: str) -> Key:
         """Ends a key of the project (None: of any) from the next request on. Raises KeyNotFound."""
         key = await self._store.write(rows.revoke, project, key_id, int(time.time()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
 SETTING = "outbound_hosts"
 CONNECT_SECONDS = 10
 POST_SECONDS = 30
+SLOWEST = 4096
+"""Bytes a second that a download must bring on average, after its first minute."""
 SILENCE_SECONDS = 60
 """How long a download may say nothing."""
 KEPT_BYTES = 64 * 1024
@@ -136,7 +139,7 @@ class Outbound:
         """The bytes behind `url`, at most `limit` of them. Who stops early must close the iterator.
 
         Raises OutboundRefused, and OutboundFailed: any status but 200, more bytes than `limit`, a body that breaks off,
-        or SILENCE_SECONDS without a byte.
+        SILENCE_SECONDS without a byte, or fewer than SLOWEST a second.
         """
         target = self._target(url)
         limits = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
@@ -151,9 +154,11 @@ class Outbound:
                 raise OutboundFailed(f"{target.host} answered with a compressed body, which is not taken.")
             if (response.content_length or 0) > limit:
                 raise _too_large(target.host, limit)
-            left = limit
+            left, began = limit, time.monotonic()
             async for piece in response.content.iter_chunked(PIECE):
                 left -= len(piece)
+                if time.monotonic() - began > SILENCE_SECONDS + (limit - left) / SLOWEST:
+                    raise OutboundFailed(f"{target.host} sends too slowly: fewer than {SLOWEST} bytes a second.")
                 if left < 0:
                     raise _too_large(target.host, limit)
                 yield piece
@@ -274,6 +279,9 @@ def _take_apart(url: str) -> Target:
     """Raises OutboundRefused for a URL that no careful client would send a request to."""
     if len(url) > MAX_URL or not url.isprintable() or " " in url or "\\" in url:
         raise OutboundRefused(f"The URL must have at most {MAX_URL} characters, without spaces and backslashes.")
+    authority = url.partition("://")[2].partition("/")[0].partition("?")[0].partition("#")[0]
+    if "@" in authority:  # first: yarl cannot read all of these
+        raise OutboundRefused("The URL must not hold a user name or a password before its host.")
     try:
         parsed = URL(url)
         host, port = (parsed.raw_host or "").lower(), parsed.port
@@ -281,9 +289,6 @@ def _take_apart(url: str) -> Target:
         raise OutboundRefused("The URL cannot be read: write https://HOST/PATH.") from None
     if parsed.scheme not in ("http", "https"):
         raise OutboundRefused("The URL must begin with https://.")
-    authority = url.partition("://")[2].partition("/")[0].partition("?")[0].partition("#")[0]
-    if "@" in authority:
-        raise OutboundRefused("The URL must not hold a user name or a password before its host.")
     if not port:
         raise OutboundRefused("The URL names no port that could be connected to.")
     host = host[:-1] if host.endswith(".") else host

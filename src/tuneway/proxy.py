@@ -206,6 +206,8 @@ class Proxy:
         async with AsyncExitStack() as stack:
             for last_try in (False, True):
                 upstream = (await self._find_route(project, model)).upstream
+                # Engines of this gateway keep projects apart; nobody else is told of them.
+                ours = {} if upstream.socket is None else {"x-tuneway-project": project}
                 try:
                     session = await stack.enter_async_context(_session(upstream))
                     response = await stack.enter_async_context(
@@ -213,7 +215,7 @@ class Proxy:
                             upstream.url,
                             # In pieces: aiohttp writes a body given as bytes in one go, however large.
                             data=_pieces(body),
-                            headers={**headers, "content-length": str(len(body)), **upstream.headers},
+                            headers={**headers, "content-length": str(len(body)), **ours, **upstream.headers},
                             allow_redirects=False,
                         )
                     )

@@ -246,8 +246,7 @@ def _chosen(upload: Upload, parts: Sequence[UploadPart], part_ids: Sequence[str]
     for number, part_id in enumerate(part_ids):
         if part_id not in by_id:
             raise InvalidRequest(f"Upload {upload.id} has no part '{part_id[:100]}'.", param=f"part_ids.{number}")
-    if len(set(part_ids)) < len(part_ids):
-        raise InvalidRequest("'part_ids' names a part more than once. Name each part once.", param="part_ids")
+    # An id may stand twice: a retried part is known by its bytes, and a file may hold the same bytes twice.
     chosen = [by_id[part_id] for part_id in part_ids]
     total = sum(part.bytes for part in chosen)
     if total != upload.bytes:

@@ -34,8 +34,8 @@ class Vault:
         if not self._path.exists():
             if not create:
                 raise StartError(
-                    f"{self._path} is missing: without it no key in the database can be used. Restore it from a copy. "
-                    "To begin anew, give the gateway another data folder."
+                    f"{self._path} is missing: without it no key and no webhook in the database can be used. Restore "
+                    "it from a copy. To begin anew, give the gateway another data folder."
                 )
             self._make()
         secret = self._path.read_bytes()
@@ -71,3 +71,8 @@ class Vault:
             file.flush()
             os.fsync(file.fileno())
         whole.rename(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

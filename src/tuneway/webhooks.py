@@ -78,6 +78,8 @@ class Webhooks:
         self._delays = delays
         self._clock = clock
         self._sending: dict[str, asyncio.Task[None]] = {}
+        self._busy: dict[str, str] = {}
+        """Webhooks with an attempt under way, and their projects."""
         """By webhook."""
 
     async def create(
@@ -186,11 +188,12 @@ class Webhooks:
         free = AT_ONCE - len(self._sending)
         if free <= 0:
             return
-        for due in await self._store.read(rows.due, self._now(), busy=list(self._sending), limit=free):
+        for due in await self._store.read(rows.due, self._now(), busy=dict(self._busy), limit=free):
             webhook = due.delivery.webhook_id
+            self._busy[webhook] = due.delivery.project_id
 
             def done(_: asyncio.Task[None], webhook: str = webhook) -> None:
-                del self._sending[webhook]
+                del self._sending[webhook], self._busy[webhook]
                 news.set()
 
             task = asyncio.create_task(self._deliver(due))

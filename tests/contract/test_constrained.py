@@ -15,6 +15,7 @@ from tests.contract.test_tool_calls import G_CALL, NAMED, PARAMETERS, F, G, call
 from tests.tiny_prepared import prepare_tiny
 from tuneway.dataset.tools import call_text
 from tuneway.inference.form import read_form
+from tuneway.inference.grammar import MAX_CALLS, ending
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_calls_are_valid_and_a_stream_has_the_same(child: Child, choice: Any, po
 def accepts(grammar: str, text: str) -> bool:
     """Whether `text` may be a whole answer, said by the compiler that llama.cpp has inside."""
     tokenizer = LLTokenizer("byte")
-    matcher = LLMatcher(tokenizer, grammar, log_level=0)
+    matcher = LLMatcher(tokenizer, ending(grammar, ()), log_level=0)
     return matcher.try_consume_tokens(list(text.encode())) == len(text.encode()) and bool(matcher.is_accepting())
 
 
@@ -155,6 +156,7 @@ HOSTILE: dict[str, Any] = {
     "too slow": {"type": "integer", "multipleOf": 1_000_003},
     "too many ways": {"type": "object", "properties": {f"p{at}": SHORT for at in range(1500)}},
     "too many": {"anyOf": [{"const": at} for at in range(3000)]},
+    "a huge array": {"type": "array", "items": {"type": "string"}, "minItems": 1_000_000_000},
     "too long": {"enum": ["x" * 100_001]},
     "no type": {"type": "thing"},
     "overlapping": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
@@ -289,3 +291,27 @@ def test_what_generated_tests_send(child: Child) -> None:
     ignored = set(response.headers["x-tuneway-ignored"].split(", "))
     assert {"functions", "function_call", "stream_options.include_obfuscation", "audio"} <= ignored
     assert not ignored & {"store", "metadata", "tools", "tool_choice", "parallel_tool_calls", "response_format"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [F]},
+        {"tools": [F], "parallel_tool_calls": False},
+        {"tools": [F], "response_format": {"type": "text"}},
+        {"functions": [F["function"]]},
+    ],
+    ids=["auto", "one call", "text", "functions"],
+)
+def test_an_answer_in_text_may_end_where_calls_are_possible(child: Child, fields: dict[str, Any]) -> None:
+    """The end of the turn must be open to the model at every place of the text, also to one that may call."""
+    answer = child.post(**fields, logit_bias={"2": 100}, max_tokens=30).json()["choices"][0]
+    assert (answer["message"]["content"], answer["finish_reason"]) == ("", "stop")
+    assert not answer["message"].get("tool_calls")
+
+
+def test_who_must_call_comes_to_an_end() -> None:
+    _, form, _ = read_form({"tools": [F, G], "tool_choice": "required"})
+    assert form.grammar is not None
+    assert accepts(form.grammar, "\n".join([G_CALL] * MAX_CALLS))
+    assert not accepts(form.grammar, "\n".join([G_CALL] * (MAX_CALLS + 1)))

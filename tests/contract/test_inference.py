@@ -38,11 +38,14 @@ class Child:
     ready: dict[str, Any]
     http: httpx2.Client
 
-    def post(self, adapter: str = "", body: bytes | None = None, **fields: Any) -> httpx2.Response:
+    def post(
+        self, adapter: str = "", body: bytes | None = None, project: str = "default", **fields: Any
+    ) -> httpx2.Response:
         """A chat request; `fields` are added to or replace those of a small one."""
         fields = {"model": "any", "messages": MESSAGES, "max_tokens": 20, "temperature": 0} | fields
         data = json.dumps(fields).encode() if body is None else body
-        return self.http.post("/v1/chat/completions", content=data, headers=named(adapter))
+        headers = {**named(adapter), "x-tuneway-project": project}
+        return self.http.post("/v1/chat/completions", content=data, headers=headers)
 
     def say(self, adapter: str = "", **fields: Any) -> str:
         response = self.post(adapter, **fields)
@@ -313,6 +316,7 @@ def test_special_tokens_end_an_answer_and_are_not_shown(child: Child) -> None:
         ({"stop": list("abcde")}, "stop", "array_too_long"),
         ({"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
         ({"logit_bias": {"hello": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5", "integer_above_max_value"),
         ({"top_logprobs": 2}, "top_logprobs", "unsupported_value"),
     ],
@@ -419,3 +423,17 @@ def test_ends_at_once_when_told_to(base: Path) -> None:
         assert not child.socket.parent.exists()
     finally:
         stop(child)
+
+
+def test_projects_share_no_cache(child: Child) -> None:
+    """How much of a prompt was cached would tell one project what another has asked."""
+
+    def cached(project: str) -> int:
+        secret = [{"role": "user", "content": "the secret of project one, and then some more of it"}]
+        answer = child.post(project=project, messages=secret, max_tokens=1)
+        count: int = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+        return count
+
+    first = cached("one"), cached("one"), cached("two"), cached("two"), cached("one")
+    assert [count > 10 for count in first] == [False, True, False, True, True]
+    assert first[0] == first[2] == 0

@@ -114,6 +114,7 @@ def test_the_callers_credentials_and_our_headers_stay_here(gateway: Gateway, ups
         "traceparent",
         "x-request-id",
         "x-tuneway-adapter",
+        "x-tuneway-project",
         "connection",
     }
     assert received["authorization"] == "Bearer engine-token"

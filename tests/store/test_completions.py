@@ -222,3 +222,27 @@ def test_chunks_amount_to_one_answer() -> None:
             },
         ],
     }
+
+
+def test_a_page_of_large_completions_ends_early(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completions, "PAGE_BYTES", 1000)
+    store_all(store, *(completion(number, {"content": "x" * 600}) for number in range(4)))
+    seen: list[str] = []
+    more = True
+    while more:
+        page = asyncio.run(
+            store.read(
+                completions.page,
+                "default",
+                after=seen[-1] if seen else None,
+                limit=100,
+                order="asc",
+                model=None,
+                metadata=None,
+            )
+        )
+        assert page is not None
+        assert len(page.data) == 1
+        seen += [one.id for one in page.data]
+        more = page.has_more
+    assert seen == [f"chatcmpl-{number}" for number in range(4)]

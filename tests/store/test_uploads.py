@@ -208,20 +208,19 @@ def test_a_file_that_is_deleted_while_it_is_fetched_leaves_nothing(
     files: Files, blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
-        asked, deleted = asyncio.Event(), asyncio.Event()
+        asked = asyncio.Event()
 
         async def download(_: str, *, limit: int) -> AsyncIterator[bytes]:
             yield b"x" * limit
             asked.set()
-            await deleted.wait()
+            await asyncio.Event().wait()  # for ever, if nobody ends it
 
         monkeypatch.setattr(files._outbound, "download", download)
         file = await files.fetch(P, filename="a", purpose="user_data", url="http://127.0.0.1:9/x")
         await asked.wait()
-        (fetching,) = files._imports
+        (fetching,) = files._imports.values()
         await files.delete(P, file.id)
-        deleted.set()
-        await fetching
+        await asyncio.wait([fetching])
         assert list(blobs.all()) == []
         assert list((tmp_path / "blobs" / "incoming").iterdir()) == []
 

@@ -129,13 +129,28 @@ def test_an_end_that_is_not_stored_is_not_announced(store: Store) -> None:
     assert outbox(store, webhook) == ()
 
 
+def test_one_project_does_not_take_all_places(store: Store) -> None:
+    for number in range(5):
+        made = Webhook(0, f"we_{number}", PROJECT, 1, "", URL, EVENTS)
+        assert asyncio.run(store.write(rows.insert, made, "sealed", most=9)) is not None
+    asyncio.run(end_a_job(store))
+
+    def due(busy: dict[str, str]) -> int:
+        return len(asyncio.run(store.read(rows.due, 1 << 40, busy=busy, limit=9)))
+
+    assert due({}) == rows.PER_PROJECT
+    assert due({"we_0": PROJECT}) == rows.PER_PROJECT - 1
+    assert due({"we_0": PROJECT, "we_1": PROJECT}) == 0
+    assert due({"we_x": "another", "we_y": "another"}) == rows.PER_PROJECT
+
+
 def test_a_deleted_webhook_leaves_nothing(store: Store) -> None:
     webhook = stored(store)
     asyncio.run(end_a_job(store))
     (delivery,) = outbox(store, webhook)
     assert asyncio.run(store.write(rows.remove, "another", webhook.id)) is False
     assert asyncio.run(store.write(rows.remove, PROJECT, webhook.id)) is True
-    assert asyncio.run(store.read(rows.due, delivery.next_at, busy=[], limit=9)) == []
+    assert asyncio.run(store.read(rows.due, delivery.next_at, busy={}, limit=9)) == []
     asyncio.run(store.write(rows.attempted, delivery))
     assert outbox(store, webhook) == ()
 

@@ -63,6 +63,22 @@ def test_a_bad_head_gets_an_envelope_and_no_connection(gateway: Gateway, data: b
     assert gateway.http.get("/healthz").status_code == 200
 
 
+@pytest.mark.parametrize("line", [b"x: " + b"a" * 2**20 + b"\r\n", b"a" * 2**20], ids=["lines", "one line"])
+def test_trailers_are_bounded(gateway: Gateway, line: bytes) -> None:
+    start = b"POST /v1/fine_tuning/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    start += b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+    few, _, body = sent(gateway, start + b"x: y\r\nconnection: close\r\n\r\n" + b"\r\n" * 40)
+    assert few == 400
+    assert json.loads(body)["error"]["param"] == "model"
+    address = urlsplit(gateway.url)
+    with socket.create_connection((address.hostname, address.port), PATIENCE) as connection:
+        connection.sendall(start)
+        connection.sendall(b"x: ")
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            connection.sendall(line * 64)  # 64 MiB, far beyond what lies in buffers
+    assert gateway.http.get("/healthz").status_code == 200
+
+
 def test_a_second_request_on_a_connection_is_bounded_too(gateway: Gateway) -> None:
     first = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
     address = urlsplit(gateway.url)

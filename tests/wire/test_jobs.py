@@ -152,6 +152,10 @@ def test_a_retry_of_a_create_gets_the_first_job(gateway: Gateway, request_body: 
     assert second != first
     assert post(1) == second
     assert post(1, **{"idempotency-key": first}) not in (first, second)
+    gateway.http.post(f"{JOBS}/{second}/cancel")
+    gateway.http.post(f"{JOBS}/{first}/cancel")
+    third = post(1)  # who cancelled a job had its answer: this retry is of another create
+    assert third not in (first, second)
     request_body["seed"] = 5
     with ThreadPoolExecutor(4) as threads:  # the first try never came
         assert len(set(threads.map(post, (1, 2, 1, 2)))) == 1

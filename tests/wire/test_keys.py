@@ -129,6 +129,16 @@ def test_a_key_without_the_scope_is_a_403_that_names_it(guarded: Guarded, method
     assert f"this needs {scope}" in answer.json()["error"]["message"]
 
 
+def test_no_spelling_of_a_path_leads_past_its_scope(guarded: Guarded) -> None:
+    """Starlette's patterns end in `$`, before which a line break may stand."""
+    reader = guarded.gateway.http_with(guarded.reader)
+    body = {"scopes": ["admin"], "project_ids": ["other"], "url": "http://127.0.0.1:9/"}
+    for method, path in operations(guarded):
+        for end in ("%0A", "%0a", "/", "%00", "%20"):
+            answer = reader.request(method, re.sub(r"\{\w+\}", "x", path) + end, json=body)
+            assert answer.status_code in (403, 404, 405), (method, path, end, answer.text)
+
+
 def operations(guarded: Guarded) -> list[tuple[str, str]]:
     """Every method and path of the API description."""
     paths = guarded.gateway.http_with(guarded.admin).get("/openapi.json").json()["paths"]
@@ -286,7 +296,8 @@ def test_without_auth_a_key_still_chooses_its_project(gateway: Gateway) -> None:
 
 def test_metrics_need_a_key(guarded: Guarded) -> None:
     assert guarded.gateway.http.get("/metrics").status_code == 401
-    assert guarded.gateway.http_with(guarded.reader).get("/metrics").status_code == 200
+    assert guarded.gateway.http_with(guarded.reader).get("/metrics").status_code == 403
+    assert guarded.gateway.http_with(guarded.admin).get("/metrics").status_code == 200
 
 
 def test_a_gateway_that_others_can_reach_needs_auth(tmp_path: Path) -> None:

@@ -115,3 +115,12 @@ def test_openais_words(
     found = envelope(response)
     assert (found["message"], found["param"], found["code"]) == error
     assert found["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", ["/v1/fine_tuning/jobs", "/v1/chat/completions"])
+def test_a_filter_has_bounds(gateway: Gateway, path: str) -> None:
+    pairs = "&".join(f"metadata[{number}]=x" for number in range(1100))
+    refused = gateway.http.get(f"{path}?{pairs}")
+    assert refused.status_code == 400
+    assert envelope(refused)["param"] == "metadata"
+    assert gateway.http.get(f"{path}?metadata[a]=b&metadata[c]=d").status_code == 200

@@ -126,6 +126,7 @@ def test_a_wrong_complete_is_refused_and_the_upload_stays_pending(gateway: Gatew
         ({"part_ids": parts[1:]}, "part_ids"),
         ({"part_ids": [*parts, parts[0]]}, "part_ids"),
         ({"part_ids": [foreign, *parts[1:]]}, "part_ids.0"),
+        ({"part_ids": [parts[0]] * len(parts)}, "part_ids"),
         ({"part_ids": [*parts, 7]}, f"part_ids.{len(parts)}"),
         ({"part_ids": parts, "md5": wrong_md5}, "md5"),
         ({"part_ids": parts, "md5": "x"}, "md5"),
@@ -248,3 +249,15 @@ def test_a_killed_gateway_goes_on_with_the_upload(start: Callable[..., Gateway])
     with pytest.raises(openai.BadRequestError):
         second.client.uploads.cancel(upload)
     assert len(blobs(second)) == 1
+
+
+def test_a_file_may_hold_the_same_part_twice(gateway: Gateway) -> None:
+    """A retried part is known by its bytes: of two equal ones the second may have got the id of the first."""
+    half = CONTENT[: len(CONTENT) // 2]
+    made = gateway.client.uploads.create(
+        filename="a.jsonl", purpose="fine-tune", bytes=2 * len(half), mime_type="text/jsonl"
+    )
+    first = add(gateway, made.id, half)
+    done = gateway.client.uploads.complete(made.id, part_ids=[first, first])
+    assert done.file is not None
+    assert gateway.client.files.content(done.file.id).content == half * 2

@@ -1,34 +1,20 @@
-"""Which scope a request needs, by its method and path; what is not named here needs `read` or `tune`."""
+"""Who asks, and may they: the key that a request brings, and the scopes that routes need."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from typing import Any
 
+from fastapi import Depends, Request
 from starlette.datastructures import Headers
 
-from tuneway.keys import PREFIX
+from tuneway.api.context import principal_of
+from tuneway.keys import PREFIX, allow
 from tuneway.types import Scope
 
-_FREE = {"/healthz", "/readyz"}
+FREE = ("/healthz", "/readyz")
+"""Paths that need no key. Those that lead nowhere need one: a stranger learns no paths."""
 
-_SCOPES: Mapping[re.Pattern[str], Scope] = {
-    re.compile(r"/v1/tuneway/(keys|webhooks)(/.*)?"): Scope.ADMIN,
-    re.compile(r"/v1/fine_tuning/checkpoints/.*"): Scope.ADMIN,
-}
-_CHAT = re.compile(r"/v1/chat/completions(/.*)?")
-
-
-def needed(method: str, path: str) -> Scope | None:
-    """None for what everybody may ask. Paths that lead nowhere need a key too: a stranger learns no paths."""
-    if path in _FREE:
-        return None
-    for pattern, scope in _SCOPES.items():
-        if pattern.fullmatch(path):
-            return scope
-    if method in ("GET", "HEAD"):
-        return Scope.READ
-    return Scope.CHAT if _CHAT.fullmatch(path) else Scope.TUNE
+READING = ("GET", "HEAD")
 
 
 def presented(headers: Headers) -> str | None:
@@ -48,3 +34,16 @@ def presented(headers: Headers) -> str | None:
     keys = [key for key in found if key]
     ours = [key for key in keys if key.startswith(PREFIX)]
     return next(iter(ours or keys), None)
+
+
+def needs(scope: Scope, *, to_read: Scope | None = None) -> Any:
+    """A dependency of routes, which they run before anything else: Forbidden for a key without the scope.
+
+    On the routes themselves, so that no spelling of a path leads to one past it. `to_read` is the scope of GET.
+    """
+
+    def check(request: Request) -> None:
+        reading = to_read is not None and request.method in READING
+        allow(principal_of(request.scope), to_read if reading and to_read is not None else scope)
+
+    return Depends(check)

@@ -18,12 +18,14 @@ from tuneway.api import models as model_routes
 from tuneway.api import permissions as permission_routes
 from tuneway.api import uploads as upload_routes
 from tuneway.api import webhooks as webhook_routes
+from tuneway.api.access import needs
 from tuneway.api.chat import ChatCompletions
 from tuneway.api.context import ApiSettings, Context, Services
 from tuneway.api.description import CHAT_PATH, ERRORS, Described, operation_id
 from tuneway.api.edge import Edge
 from tuneway.api.errors import on_http_exception, on_invalid_parameters
 from tuneway.api.metrics import Metrics
+from tuneway.types import Scope
 
 
 def build(services: Services, settings: ApiSettings) -> ASGIApp:
@@ -45,20 +47,21 @@ def build(services: Services, settings: ApiSettings) -> ASGIApp:
     )
     app.auth = settings.auth
     app.state.context = Context(services, metrics, settings)
-    for routes in (
-        file_routes,
-        upload_routes,
-        job_routes,
-        permission_routes,
-        grader_routes,
-        model_routes,
-        completion_routes,
-        key_routes,
-        webhook_routes,
+    tune, chat_or_read = needs(Scope.TUNE, to_read=Scope.READ), needs(Scope.CHAT, to_read=Scope.READ)
+    for router, scope in (
+        (file_routes.router, tune),
+        (file_routes.extensions, tune),
+        (upload_routes.router, tune),
+        (job_routes.router, tune),
+        (job_routes.extensions, tune),
+        (permission_routes.router, needs(Scope.ADMIN)),
+        (grader_routes.router, tune),
+        (model_routes.router, tune),
+        (completion_routes.router, chat_or_read),
+        (key_routes.router, needs(Scope.ADMIN)),
+        (webhook_routes.router, needs(Scope.ADMIN)),
     ):
-        app.include_router(routes.router, prefix="/v1")
-    for extensions in (file_routes.extensions, job_routes.extensions):
-        app.include_router(extensions, prefix="/v1")
+        app.include_router(router, prefix="/v1", dependencies=[scope])
     app.include_router(health.router)
     chat = ChatCompletions(services.chat, limit=settings.max_chat_bytes, streams=metrics.chat_streams)
     app.router.routes.append(Route(CHAT_PATH, chat, methods=["POST"], name="create_chat_completion"))

@@ -10,10 +10,12 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from tuneway import types
 from tuneway.api.azure import DEPLOYMENT
 from tuneway.api.body import read_bytes
-from tuneway.api.context import Chat, project_of
+from tuneway.api.context import Chat, principal_of, project_of
 from tuneway.api.edge import REQUEST_ID
+from tuneway.keys import allow
 from tuneway.proxy import peek
 
 
@@ -26,6 +28,7 @@ class ChatCompletions:
         self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        allow(principal_of(scope), types.Scope.CHAT)
         body = await read_bytes(Request(scope, receive), self._limit)
         deployment: str | None = scope.get(DEPLOYMENT)
         if deployment is not None:

@@ -43,6 +43,7 @@ from tuneway.types import (
 
 MEBIBYTE = 2**20
 _MAX_KEY_LENGTH = 255
+_MAX_METADATA = 16
 _METADATA = re.compile(r"metadata\[(.+)\]")
 
 
@@ -343,6 +344,8 @@ def metadata_filter(request: Request, things: str) -> Mapping[str, str] | None:
         key = _METADATA.fullmatch(name)
         if key is not None and wanted.setdefault(key[1], value) != value:
             raise InvalidRequest(f"'{name}' is given twice with different values.", param=name)
+    if len(wanted) > _MAX_METADATA:
+        raise InvalidRequest(f"Filter {things} by at most {_MAX_METADATA} pairs: none has more.", param="metadata")
     literal = request.query_params.get("metadata")
     if literal is None:
         return wanted or None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
+from tuneway.api.access import needs
 from tuneway.api.context import Served
 from tuneway.api.metrics import CONTENT_TYPE
 from tuneway.errors import NotReady
+from tuneway.types import Scope
 
 router = APIRouter(tags=["Operation"])
 
@@ -25,6 +27,6 @@ async def readiness(served: Served) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, dependencies=[needs(Scope.ADMIN)])
 async def metrics(served: Served) -> Response:
     return Response(served.metrics.render(await served.jobs.count_by_status()), media_type=CONTENT_TYPE)

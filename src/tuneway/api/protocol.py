@@ -18,6 +18,8 @@ from tuneway.errors import HeadTooLarge, InvalidRequest, RequestTimedOut, Tunewa
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 30
+UNREAD_SECONDS = 300
+"""How long the rest of a body may take whose request was answered already; it is read for the client to see why."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -27,6 +29,7 @@ class Protocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _refused = False
     _in_body = False
+    _behind_chunks = False
     """Also after an early answer: who is refused in the middle of a large body must still be able to read why."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -40,13 +43,25 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        was_behind_chunks = self._behind_chunks
         if self._head_timer is None and not self._in_body:
             self._expect_head()  # the next request of a connection that was kept
         super().data_received(data)
-        if self._head_timer is not None:
+        if (self._head_timer is not None and not self._in_body) or (was_behind_chunks and self._behind_chunks):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(HeadTooLarge())
+
+    def on_chunk_header(self) -> None:
+        self._behind_chunks = True  # until there is data: behind the last chunk, which has none, come trailers
+
+    def on_body(self, body: bytes) -> None:
+        self._behind_chunks = False
+        super().on_body(body)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # a trailer means nothing to any route
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
@@ -54,11 +69,18 @@ class Protocol(HttpToolsProtocol):
             self._refuse(HeadTooLarge())
             raise httptools.HttpParserError  # ends the parsing; `send_400_response` finds it answered
         self._in_body = True
+        self._head_bytes = 0
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._in_body = False
+        self._in_body = self._behind_chunks = False
+        self._stop_timer()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_body and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(UNREAD_SECONDS, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(InvalidRequest("This is not a valid HTTP request."))

@@ -151,6 +151,11 @@ class Graders:
 _METRICS = ", ".join(METRICS)
 
 
+def asks_a_model(grader: Grader) -> bool:
+    """Whether running it sends chat requests."""
+    return any(isinstance(single, ScoreModel | LabelModel) for _, single in _singles(grader))
+
+
 def _singles(grader: Grader) -> Iterator[tuple[str, Single]]:
     """The graders in `grader` with their dotted paths in the request."""
     if not isinstance(grader, Multi):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import shutil
 import sys
@@ -124,8 +125,11 @@ def _reward(out: bytes, status: int) -> float:
         answer = json.loads(out)
         if "error" in answer:
             raise Rejected(str(answer["error"]).encode(errors="replace").decode())
-        return float(answer["reward"])
-    except (ValueError, LookupError, TypeError):
+        reward = float(answer["reward"])
+        if not math.isfinite(reward):
+            raise ValueError
+        return reward
+    except (ValueError, LookupError, TypeError, RecursionError):
         ended = f"ended with status {status}" + (" (a signal; most often a limit)" if status > 128 else "")
         raise Rejected(f"The grader gave no answer: it {ended}.") from None
 

@@ -16,6 +16,7 @@ from tuneway.dataset.messages import normalise
 from tuneway.dataset.tools import NO_TOOLS, Tools
 from tuneway.inference.child import read_spec, serve
 from tuneway.inference.engine import Piece, Sampling, TokenLogprob
+from tuneway.inference.grammar import ending
 from tuneway.inference.server import build_app
 
 CONTEXT_LENGTH = 1 << 20
@@ -50,7 +51,7 @@ class Echo:
         yield Piece("")
         text = " ".join(reversed("".join(map(chr, prompt)).split()))
         if sampling.grammar is not None:
-            text = _allowed(sampling.grammar, text)
+            text = _allowed(ending(sampling.grammar, ()), text)
         for stop in sampling.stop:
             text = text.partition(stop)[0]
         words = re.findall(r"\s*\S+|\s+$", text)

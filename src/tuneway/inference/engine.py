@@ -23,6 +23,9 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
+    cache_key: str = ""
+    """A prompt is taken from the cache of requests with the same key only: how long an answer takes, and how much of
+    its prompt was cached, would tell one project what another one has asked."""
     grammar: str | None = None
     """In llguidance's Lark, and tried (`grammar.Trial`): llama.cpp generates without any when it does not compile."""
 

@@ -16,7 +16,7 @@ import random
 import resource
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,7 +32,11 @@ _WALKS, _STEPS = 4, 100
 
 log = logging.getLogger(__name__)
 
+MAX_CALLS = 32
+"""In one answer; a small model that must call may not find an end."""
+
 _HEAD = "%llguidance {}"
+_END, _NOTHING = "end", '""'
 # White space is fixed, for small models like to write it for ever: llguidance has a pattern for it, which the version
 # in llama.cpp lets match again and again.
 _COMPACT = {"whitespace_flexible": False}
@@ -41,7 +45,16 @@ _SPACED = {**_COMPACT, "item_separator": ", ", "key_separator": ": "}
 
 def json_grammar(schema: Mapping[str, Any]) -> str:
     """One JSON value that is valid for `schema`, on one line: compact, or spaced as most training data has it."""
-    return "\n".join([_HEAD, *_either("start", schema)])
+    return "\n".join([_HEAD, *_either("json", schema), f"start: json {_END}"])
+
+
+def ending(grammar: str, eos_ids: Collection[int]) -> str:
+    """The grammar for one vocabulary: an answer ends with one of these tokens, or just ends where there are none.
+
+    The llguidance inside llama.cpp (November 2026) does not offer the end of a turn where a text may go on, unless the
+    grammar itself has it: a model that was shown tools talked for ever.
+    """
+    return f"{grammar}\n{_END}: {' | '.join(f'<[{number}]>' for number in sorted(eos_ids)) or _NOTHING}"
 
 
 def calls_grammar(
@@ -60,17 +73,17 @@ def calls_grammar(
     lines.append("call: " + " | ".join(f"call{at}" for at in range(len(functions))))
     before, after = json.dumps(OPEN + "\n"), json.dumps("\n" + CLOSE)
     block = f"{before} call {after}"
-    more = f' ("\\n" {block})*' if many else ""
+    more = f' ("\\n" {block}){{0,{MAX_CALLS - 1}}}' if many else ""
     if required:
-        lines.append(f"start: {block}{more}")
+        lines.append(f"start: {block}{more} {_END}")
     elif otherwise is not None:
         lines += _either("json", otherwise)
-        lines.append(f"start: json | {block}{more}")
+        lines.append(f"start: json {_END} | {block}{more} {_END}")
     else:
         # One token of the grammar: what stands before a call ends where the call begins.
         lines.append(f"TEXT: /(?s:.*)/ & ~/(?s:.*{OPEN}.*)/")
         lines.append(f"BEFORE: TEXT {before}")
-        lines.append(f"start: TEXT | BEFORE call {after}{more}")
+        lines.append(f"start: TEXT {_END} | BEFORE call {after}{more} {_END}")
     return "\n".join(lines)
 
 
@@ -95,7 +108,7 @@ class Trial:
 
         Raises InternalError when there is no child to ask.
         """
-        request = json.dumps(grammars).encode()
+        request = json.dumps([ending(grammar, ()) for grammar in grammars]).encode()
         key = hashlib.sha256(request).digest()
         async with self._lock:
             if key not in self._verdicts:

@@ -28,6 +28,7 @@ import xllamacpp  # type: ignore[import-untyped]  # a compiled module without st
 
 from tuneway.errors import InternalError
 from tuneway.inference.engine import Piece, Sampling, TokenLogprob, Tokens
+from tuneway.inference.grammar import ending
 
 PROMPT_CHUNK = 512
 """Prompt tokens computed at once: a new request holds up running streams, and a departed client its slot, this long."""
@@ -56,6 +57,8 @@ class LlamaCpp:
         self._ids = {name: number for number, name in enumerate(adapters)}
         self._tokens = tokens
         self._free = asyncio.Semaphore(parallel)
+        # The idle slots, the longest idle first, each with the cache key of what it holds.
+        self._slots: list[tuple[int, str | None]] = [(number, None) for number in range(parallel)]
         self._threads = ThreadPoolExecutor(parallel, "generate")
         self._server = xllamacpp.Server(
             _parameters(model, adapters.values(), folder, threads, context_length, parallel)
@@ -67,15 +70,17 @@ class LlamaCpp:
     ) -> AsyncGenerator[Piece]:
         """See Engine. More than `parallel` callers wait their turn, first come first served."""
         await self._free.acquire()
+        slot, held = self._slot(sampling.cache_key)
         body = self._body(prompt, adapter, max_tokens, sampling)
+        body |= {"id_slot": slot, "cache_prompt": held == sampling.cache_key}
         answer = _Answer(asyncio.get_running_loop())
         try:
             call = answer.loop.run_in_executor(self._threads, answer.run, self._server, body)
         except BaseException:
-            self._free.release()
+            self._let_go(slot, None)
             raise
         # The place is free when llama.cpp has let go, which after a departed client is a little later than here.
-        call.add_done_callback(lambda _: self._free.release())
+        call.add_done_callback(lambda _: self._let_go(slot, sampling.cache_key))
         logprobs = _Logprobs(self._tokens)
         try:
             while (chunk := await answer.next()) is not None:
@@ -87,6 +92,17 @@ class LlamaCpp:
             raise InternalError("The engine ended an answer without saying why.")
         finally:
             answer.leave()
+
+    def _slot(self, cache_key: str) -> tuple[int, str | None]:
+        """An idle slot that holds something of this key, else the one that was idle for longest."""
+        same = [slot for slot in self._slots if slot[1] == cache_key]
+        slot = (same or self._slots[:1])[-1]
+        self._slots.remove(slot)
+        return slot
+
+    def _let_go(self, slot: int, cache_key: str | None) -> None:
+        self._slots.append((slot, cache_key))
+        self._free.release()
 
     def _body(self, prompt: Sequence[int], adapter: str | None, max_tokens: int, sampling: Sampling) -> dict[str, Any]:
         seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
@@ -110,9 +126,8 @@ class LlamaCpp:
             "seed": seed % (2**32 - 1),  # 2**32 - 1 itself means "random" to llama.cpp
             "stop": list(sampling.stop),
             "n_probs": 0 if sampling.top_logprobs is None else max(1, sampling.top_logprobs),
-            "cache_prompt": True,
             "timings_per_token": True,  # the counts, in every piece
-        } | ({} if sampling.grammar is None else {"grammar": sampling.grammar})
+        } | ({} if sampling.grammar is None else {"grammar": ending(sampling.grammar, self._tokens.eos_ids)})
 
 
 def _parameters(

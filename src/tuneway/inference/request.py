@@ -231,7 +231,7 @@ def _token_bias(biases: Mapping[str, float], vocab_size: int) -> dict[int, float
     for token, bias in biases.items():
         if bias == 0:
             continue
-        if not (token.isascii() and token.isdigit() and int(token) < vocab_size):
+        if not (token.isascii() and token.isdigit() and len(token) <= 10 and int(token) < vocab_size):
             raise InvalidRequest(
                 f"Invalid key in 'logit_bias': {token[:40]!r} is no token id of this model (0 to {vocab_size - 1}).",
                 param="logit_bias",

@@ -25,6 +25,9 @@ _ONES = frozenset({"items", "additionalProperties"})
 _VALUES = frozenset({"type", "enum", "const", "required", "pattern", "minLength", "maxLength", "minItems", "maxItems"})
 _VALUES |= {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _VALUES |= {"minProperties", "maxProperties"}
+_COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
+MAX_COUNT = 10_000
+"""llama.cpp built an array of 10**9 items in memory, all 22 GB that there were, for a grammar that compiles at once."""
 _FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
 _ANNOTATIONS = frozenset(
     {"title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly"}
@@ -81,6 +84,8 @@ class _Walk:
             self._check_strict(schema, at)
         found: dict[str, Any] = {}
         for keyword, value in schema.items():
+            if keyword in _COUNTS and isinstance(value, int | float) and value > MAX_COUNT:
+                self._refuse(at, f"{keyword!r} is {value}, and at most {MAX_COUNT:,} is possible")
             if keyword in _MAPS:
                 found[keyword] = self._map(value, (*at, keyword))
             elif keyword in _LISTS or (keyword == "items" and isinstance(value, list)):

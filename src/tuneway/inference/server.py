@@ -85,6 +85,7 @@ class _Work:
     prompt: Sequence[int]
     max_tokens: int
     adapter: str | None
+    cache_key: str
     answer: Answer
 
 
@@ -145,8 +146,9 @@ class ChatCompletions:
         except InvalidMessages as error:
             raise InvalidRequest(error.message, param=error.param, code="invalid_value") from None
         await chat.form.check(self._trial)
+        cache_key = request.headers.get("x-tuneway-project", "")
         answer = Answer(model, self._engine.fingerprint)
-        return _Work(chat, prompt, self._max_tokens(chat, len(prompt)), adapter, answer)
+        return _Work(chat, prompt, self._max_tokens(chat, len(prompt)), adapter, cache_key, answer)
 
     def _max_tokens(self, chat: ChatRequest, n_prompt: int) -> int:
         limit = self._context_length
@@ -227,6 +229,7 @@ class ChatCompletions:
         sampling = Sampling(
             temperature=request.temperature,
             top_p=request.top_p,
+            cache_key=work.cache_key,
             presence_penalty=request.presence_penalty,
             frequency_penalty=request.frequency_penalty,
             logit_bias=request.logit_bias,

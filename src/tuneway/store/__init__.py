@@ -157,6 +157,7 @@ def _engine(url: str, *, pool_size: int, read_only: bool) -> Engine:
         url,
         pool_size=pool_size,
         max_overflow=0,
+        hide_parameters=True,  # an error goes to the log, and what clients sent does not
         connect_args={"check_same_thread": False},
     )
 

@@ -12,6 +12,11 @@ from sqlalchemy import Connection, Row, Select, delete, func, select, update
 from tuneway.store.schema import completions
 from tuneway.types import Completion, Page
 
+PAGE_BYTES = 16 * 2**20
+"""Where a page ends before its limit: what it holds is in memory several times over."""
+
+_SIZE = func.length(completions.c.request) + func.length(completions.c.response)
+
 
 def insert(tx: Connection, completion: Completion) -> Completion | None:
     """Stores the completion and returns it with its `seq`; None when its id is taken."""
@@ -54,8 +59,14 @@ def page(
         if seq is None:
             return None
         query = query.where(completions.c.seq > seq if order == "asc" else completions.c.seq < seq)
-    rows = tx.execute(query).all()
-    return Page(tuple(_completion(row) for row in rows[:limit]), len(rows) > limit)
+    found: list[Completion] = []
+    held = 0
+    for row in tx.execute(query.add_columns(_SIZE.label("size"))):
+        held += row.size
+        if len(found) == limit or (found and held > PAGE_BYTES):
+            return Page(tuple(found), has_more=True)
+        found.append(_completion(row))
+    return Page(tuple(found), has_more=False)
 
 
 def seq_of(tx: Connection, project: str, completion_id: str) -> int | None:

@@ -389,11 +389,14 @@ def _event_id(job_id: str, key: str) -> str:
 
 
 def job_of_request(tx: Connection, project: str, *, key_id: str | None, request_sha256: str, since: int) -> Job | None:
-    """The newest job that the same request, sent with the same key of the gateway, made since then."""
+    """The newest job that the same request, sent with the same key of the gateway, made since then.
+
+    Not one that was cancelled: who knows its id has had the answer, and sends no retry for want of it.
+    """
     row = tx.execute(
         _shown(project)
         .where(jobs.c.request_sha256 == request_sha256, jobs.c.key_id.is_not_distinct_from(key_id))
-        .where(jobs.c.created_at >= since)
+        .where(jobs.c.created_at >= since, jobs.c.status != JobStatus.CANCELLED)
         .order_by(jobs.c.seq.desc())
         .limit(1)
     ).one_or_none()

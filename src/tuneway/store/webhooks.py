@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -133,20 +134,32 @@ def insert_delivery(tx: Connection, delivery: Delivery) -> Delivery:
     return replace(delivery, seq=seq)
 
 
-def due(tx: Connection, now: int, *, busy: Collection[str], limit: int) -> list[Due]:
-    """Of the deliveries whose time has come the oldest of every webhook that is not `busy`, at most `limit`."""
+PER_PROJECT = 2
+"""Attempts of one project that are under way at a time: its slow receivers hold up no other project's."""
+
+
+def due(tx: Connection, now: int, *, busy: Mapping[str, str], limit: int) -> list[Due]:
+    """Of the deliveries whose time has come the oldest of every webhook that is not `busy`, at most `limit`.
+
+    `busy` maps the webhooks with an attempt under way to their projects, none of which gets more than PER_PROJECT.
+    """
     waiting = (deliveries.c.state == DeliveryState.PENDING) & (deliveries.c.next_at <= now)
     first = (
-        select(func.min(deliveries.c.seq))
+        select(func.min(deliveries.c.seq).label("seq"), deliveries.c.project_id)
         .where(waiting, deliveries.c.webhook_id.not_in(busy))
-        .group_by(deliveries.c.webhook_id)
+        .group_by(deliveries.c.webhook_id, deliveries.c.project_id)
         .order_by(func.min(deliveries.c.next_at))
-        .limit(limit)
     )
+    under_way = Counter(busy.values())
+    chosen: list[int] = []
+    for row in tx.execute(first):
+        if len(chosen) < limit and under_way[row.project_id] < PER_PROJECT:
+            under_way[row.project_id] += 1
+            chosen.append(row.seq)
     query = (
         select(deliveries, webhooks.c.url, webhooks.c.sealed_secret)
         .join(webhooks, webhooks.c.id == deliveries.c.webhook_id)
-        .where(deliveries.c.seq.in_(first))
+        .where(deliveries.c.seq.in_(chosen))
     )
     return [Due(_delivery(row), row.url, row.sealed_secret) for row in tx.execute(query)]
 
