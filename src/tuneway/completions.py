@@ -112,13 +112,11 @@ class Completions:
         model: str | None,
         metadata: Mapping[str, str] | None,
     ) -> Page[Completion]:
-        """One page; `metadata` {} asks for those without any. Raises InvalidRequest when `after` is none of them."""
+        """One page, an empty one when `after` is none of them; `metadata` {} asks for those without any."""
         page = await self._store.read(
             rows.page, project, after=after, limit=limit, order=order, model=model, metadata=metadata
         )
-        if page is None:
-            raise InvalidRequest(f"There is no stored completion {after!r} to continue after.", param="after")
-        return page
+        return Page((), has_more=False) if page is None else page
 
     async def get(self, project: str, completion_id: str) -> Completion:
         """Raises CompletionNotFound."""
@@ -309,7 +307,7 @@ def assemble(chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 part["index"],
                 {
                     "index": part["index"],
-                    "message": {"role": "assistant", "content": None, "refusal": None},
+                    "message": {"role": "assistant", "content": None, "refusal": None, "annotations": []},
                     "logprobs": None,
                     "finish_reason": None,
                 },

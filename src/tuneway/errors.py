@@ -45,6 +45,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 
+def _cut(name: str) -> str:
+    """A name that a client made up, as far as a message repeats it."""
+    return name if len(name) <= 200 else f"{name[:200]}…"
+
+
 class TunewayError(Exception):
     """The request could not be served."""
 
@@ -142,7 +147,7 @@ class JobNotFound(NotFound):
     default_code = "fine_tune_not_found"
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"Could not find fine tune: {job_id}")
+        super().__init__(f"Could not find fine tune: {_cut(job_id)}")
 
 
 class FileNotFound(NotFound):
@@ -151,7 +156,7 @@ class FileNotFound(NotFound):
     default_param = "id"
 
     def __init__(self, file_id: str) -> None:
-        super().__init__(f"No such File object: {file_id}")
+        super().__init__(f"No such File object: {_cut(file_id)}")
 
 
 class ModelNotFound(NotFound):
@@ -161,7 +166,7 @@ class ModelNotFound(NotFound):
     default_code = "model_not_found"
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"The model '{model}' does not exist")
+        super().__init__(f"The model '{_cut(model)}' does not exist")
 
 
 class ChatModelNotFound(NotFound):
@@ -170,7 +175,7 @@ class ChatModelNotFound(NotFound):
     default_code = "model_not_found"
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"The model `{model}` does not exist or you do not have access to it.")
+        super().__init__(f"The model `{_cut(model)}` does not exist or you do not have access to it.")
 
 
 class UploadNotFound(NotFound):
@@ -179,7 +184,7 @@ class UploadNotFound(NotFound):
     default_param = "upload_id"
 
     def __init__(self, upload_id: str) -> None:
-        super().__init__(f"No such Upload object: {upload_id}")
+        super().__init__(f"No such Upload object: {_cut(upload_id)}")
 
 
 class CompletionNotFound(NotFound):
@@ -189,7 +194,7 @@ class CompletionNotFound(NotFound):
     default_code = "not_found"
 
     def __init__(self, completion_id: str) -> None:
-        super().__init__(f"Completion {completion_id} not found")
+        super().__init__(f"Completion {_cut(completion_id)} not found")
 
 
 class PermissionNotFound(NotFound):
@@ -198,7 +203,7 @@ class PermissionNotFound(NotFound):
     default_param = "permission_id"
 
     def __init__(self, permission_id: str) -> None:
-        super().__init__(f"No such checkpoint permission: {permission_id}")
+        super().__init__(f"No such checkpoint permission: {_cut(permission_id)}")
 
 
 class KeyNotFound(NotFound):
@@ -207,7 +212,7 @@ class KeyNotFound(NotFound):
     default_param = "key_id"
 
     def __init__(self, key_id: str) -> None:
-        super().__init__(f"No such key: {key_id}. `tuneway keys list` shows them.")
+        super().__init__(f"No such key: {_cut(key_id)}. `tuneway keys list` shows them.")
 
 
 class WebhookNotFound(NotFound):
@@ -216,7 +221,7 @@ class WebhookNotFound(NotFound):
     default_param = "webhook_id"
 
     def __init__(self, webhook_id: str) -> None:
-        super().__init__(f"No such webhook: {webhook_id}. `tuneway webhooks list` shows them.")
+        super().__init__(f"No such webhook: {_cut(webhook_id)}. `tuneway webhooks list` shows them.")
 
 
 class UnknownRoute(NotFound):

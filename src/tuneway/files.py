@@ -62,11 +62,9 @@ class Files:
     async def list(
         self, project: str, *, after: str | None, limit: int, order: Literal["asc", "desc"], purpose: str | None
     ) -> Page[File]:
-        """One page of the project's files. Raises InvalidRequest when `after` is none of them."""
+        """One page of the project's files, an empty one when `after` is none of them."""
         page = await self._store.read(rows.page, project, after=after, limit=limit, order=order, purpose=purpose)
-        if page is None:
-            raise InvalidRequest(f"There is no file {after!r} to continue after.", param="after")
-        return page
+        return Page((), has_more=False) if page is None else page
 
     async def delete(self, project: str, file_id: str) -> None:
         """Deletes the file; a job that has not ended keeps the bytes until then. Raises FileNotFound."""

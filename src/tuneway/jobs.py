@@ -142,7 +142,7 @@ class Jobs:
     ) -> Page[Job]:
         """One page of the project's jobs, newest first. `metadata` {} asks for jobs without any."""
         page = await self._store.read(rows.page, project, after=after, limit=limit, metadata=metadata)
-        return _continued(page, after, "job")
+        return _continued(page)
 
     async def cancel(self, project: str, job_id: str, origin: Origin = FIRST_TRY) -> Job:
         """Makes the job `cancelled` at once and for good; what runs is stopped behind it.
@@ -220,7 +220,7 @@ class Jobs:
         """One page of the job's events, newest first. Raises JobNotFound."""
         await self.get(project, job_id)
         page = await self._store.read(rows.event_page, project, job_id, after=after, limit=limit)
-        return _continued(page, after, "event")
+        return _continued(page)
 
     async def follow(
         self, project: str, job_id: str, *, after: str | None, quiet: float = KEEP_ALIVE_SECONDS
@@ -267,7 +267,7 @@ class Jobs:
         """One page of the job's checkpoints, highest step first. Raises JobNotFound."""
         await self.get(project, job_id)
         page = await self._store.read(model_rows.checkpoint_page, project, job_id, after=after, limit=limit)
-        return _continued(page, after, "checkpoint")
+        return _continued(page)
 
     async def queue_position(self, job: Job) -> int | None:
         """1 for the job that is next; None for one that does not wait, and where it cannot be read.
@@ -376,7 +376,6 @@ def _file(tx: Tx, project: str, param: str, file_id: str) -> File:
     return file
 
 
-def _continued(page: Page[T] | None, after: str | None, what: str) -> Page[T]:
-    if page is None:
-        raise InvalidRequest(f"There is no {what} {after!r} to continue after.", param="after")
-    return page
+def _continued(page: Page[T] | None) -> Page[T]:
+    """Behind what is not there comes nothing: OpenAI's description takes any string for a place in a list."""
+    return Page((), has_more=False) if page is None else page

@@ -27,16 +27,19 @@ class Models:
         """Every base model of every provider."""
         return [base for provider in self._providers.values() for base in provider.base_models()]
 
+    def require_provider(self, provider: str, param: str) -> None:
+        """Raises InvalidRequest, naming the field or header `param`, for a provider that is not configured."""
+        if provider not in self._providers:
+            known = ", ".join(self._providers)
+            raise InvalidRequest(f"There is no provider {provider[:64]!r} here. Configured: {known}.", param=param)
+
     def tunable(self, name: str, provider: str | None) -> BaseModel:
         """The base that a job asking for `name` trains, at `provider` where one is given.
 
         Raises ModelNotTunable with the list of what can be tuned, and InvalidRequest for an unknown provider.
         """
-        if provider is not None and provider not in self._providers:
-            known = ", ".join(self._providers)
-            raise InvalidRequest(
-                f"There is no provider {provider!r} here. Configured: {known}.", param="tuneway.provider"
-            )
+        if provider is not None:
+            self.require_provider(provider, "tuneway.provider")
         name = self._model_map.get(name, name)
         bases = [base for base in self.bases() if provider in (None, base.provider)]
         base = _named(bases, name)
@@ -48,15 +51,17 @@ class Models:
         return base
 
     async def list(self, project: str) -> Sequence[BaseModel | Model]:
-        """The base models, then the project's tuned ones, newest first."""
-        return [*self.bases(), *await self._store.read(rows.every, project)]
+        """The base models, the names that `model_map` gives a meaning, then the project's tuned ones, newest first."""
+        mapped = [self._mapped(name) for name in self._model_map]
+        return [*self.bases(), *mapped, *await self._store.read(rows.every, project)]
 
     async def get(self, project: str, name: str) -> BaseModel | Model:
         """Raises ModelNotFound."""
         found = await self._resolve(project, name)
         if found is None:
             raise ModelNotFound(name)
-        return found
+        exact = isinstance(found, Model) and found.id == name
+        return self._mapped(name) if name in self._model_map and not exact else found
 
     async def delete(self, project: str, name: str) -> None:
         """Deletes a tuned model for good. Raises ModelNotFound, and InvalidRequest for a base model."""
@@ -79,6 +84,12 @@ class Models:
         if isinstance(found, Model):
             return Route(await provider.upstream(found.base, found), found.id)
         return Route(await provider.upstream(found.name, None), found.name)
+
+    def _mapped(self, name: str) -> BaseModel:
+        target = self._model_map[name]
+        base = _named(self.bases(), target)
+        provider, created = ("", 0) if base is None else (base.provider, base.created)
+        return BaseModel(name, provider, f"Stands for {target}.", created)
 
     async def _resolve(self, project: str, name: str) -> BaseModel | Model | None:
         model = await self._store.read(_usable, project, name)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from tuneway import ids
-from tuneway.errors import InvalidRequest, ModelNotFound, PermissionNotFound
+from tuneway.errors import ModelNotFound, PermissionNotFound
 from tuneway.store import Store, Tx
 from tuneway.store import models as model_rows
 from tuneway.store import permissions as rows
@@ -44,16 +44,14 @@ class Permissions:
         limit: int,
         order: Literal["ascending", "descending"],
     ) -> Page[Permission]:
-        """Raises ModelNotFound, and InvalidRequest when `after` is no permission of the checkpoint."""
+        """An empty page when `after` is no permission of the checkpoint. Raises ModelNotFound."""
 
         def read(tx: Tx) -> Page[Permission] | None:
             _known(tx, project, model)
             return rows.page(tx, project, model, granted_to=granted_to, after=after, limit=limit, order=order)
 
         page = await self._store.read(read)
-        if page is None:
-            raise InvalidRequest(f"There is no permission {after!r} to continue after.", param="after")
-        return page
+        return Page((), has_more=False) if page is None else page
 
     async def revoke(self, project: str, model: str, permission_id: str) -> None:
         """Ends a permission from the next request on. Raises ModelNotFound and PermissionNotFound."""

@@ -14,6 +14,7 @@ from tuneway import api
 from tuneway.errors import (
     ChatModelNotFound,
     FileNotFound,
+    InvalidRequest,
     JobAlreadyCompleted,
     JobNotFound,
     ModelNotFound,
@@ -288,6 +289,10 @@ class FakeModels:
     done: Counter[str] = field(default_factory=Counter)
     rows: dict[str, BaseModel | Model] = field(default_factory=lambda: {BASE.name: BASE})
     find: Callable[[str], Awaitable[Route]] = _no_route
+
+    def require_provider(self, provider: str, param: str) -> None:
+        if provider not in ("fake", "local", "openai"):
+            raise InvalidRequest("There is no such provider.", param=param)
 
     async def list(self, project: str) -> Sequence[BaseModel | Model]:
         return [*self.rows.values()]

@@ -84,7 +84,7 @@ def test_lists(gateway: Gateway) -> None:
     assert [file.filename[0] for file in files.list(purpose="fine-tune")] == list("531")
     page = files.list(limit=2).to_dict()
     assert (page["first_id"], page["last_id"], page["has_more"]) == (page["data"][0]["id"], page["data"][1]["id"], True)  # type: ignore[index]
-    for query, param in (("limit=0", "limit"), ("limit=10001", "limit"), ("order=up", "order")):
+    for query, param in (("limit=-1", "limit"), ("limit=10001", "limit"), ("order=up", "order")):
         response = gateway.http.get(f"{gateway.url}/v1/files?{query}")
         assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 

@@ -200,6 +200,7 @@ def test_chunks_amount_to_one_answer() -> None:
     )
     names = [("call_a", "a", '{"x": 1}'), ("call_b", "b", "{}")]
     calls = [{"function": {"name": n, "arguments": a}, "id": i, "type": "function"} for i, n, a in names]
+    nothing = {"role": "assistant", "content": None, "refusal": None, "annotations": []}
     assert answer == {
         "id": "c",
         "object": "chat.completion",
@@ -210,13 +211,13 @@ def test_chunks_amount_to_one_answer() -> None:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": None, "refusal": None, "tool_calls": calls},
+                "message": {**nothing, "tool_calls": calls},
                 "logprobs": None,
                 "finish_reason": "tool_calls",
             },
             {
                 "index": 1,
-                "message": {"role": "assistant", "content": "ab", "refusal": None},
+                "message": {**nothing, "content": "ab"},
                 "logprobs": {"content": [token, token], "refusal": None},
                 "finish_reason": "stop",
             },

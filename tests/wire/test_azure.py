@@ -95,3 +95,13 @@ def test_an_unknown_deployment(gateway: Gateway) -> None:
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "DeploymentNotFound"
     assert "a/b" in answer.json()["error"]["message"]
+
+
+def test_a_field_of_azures_own_has_no_effect(gateway: Gateway) -> None:
+    """LiteLLM sends it with every job."""
+    file = gateway.client.files.create(file=("a.jsonl", rows()), purpose="fine-tune")
+    body = {"model": "fake-1", "training_file": file.id, "trainingType": 1}
+    made = gateway.http.post(f"/openai/fine_tuning/jobs?api-version={VERSION}", json=body)
+    assert made.status_code == 201, made.text
+    assert made.headers["x-tuneway-ignored"] == "trainingType"
+    assert gateway.http.post("/v1/fine_tuning/jobs", json=body).status_code == 400

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.wire.conftest import Gateway
+from tests.wire.conftest import SETTINGS, Gateway, rows
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 BODIES = ((b"", None), (b"{", "application/json"), (b"[]", "application/json"), (b"\xff\0", "text/plain"), (b"x", None))
@@ -124,3 +125,34 @@ def test_a_filter_has_bounds(gateway: Gateway, path: str) -> None:
     assert refused.status_code == 400
     assert envelope(refused)["param"] == "metadata"
     assert gateway.http.get(f"{path}?metadata[a]=b&metadata[c]=d").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/fine_tuning/jobs", "/v1/chat/completions"])
+def test_a_place_that_is_not_there_and_no_things_at_all(gateway: Gateway, path: str) -> None:
+    """OpenAI's description allows both, and the suites of its SDKs send them."""
+    gateway.client.files.create(file=("a.jsonl", rows()), purpose="fine-tune")
+    for query in ("after=after", "after=after&limit=0", "limit=0"):
+        page = gateway.http.get(f"{path}?{query}")
+        assert page.status_code == 200, page.text
+        assert page.json()["data"] == []
+    assert gateway.http.get("/v1/files?limit=0").json()["has_more"] is True
+
+
+def test_a_provider_that_is_not_configured(gateway: Gateway) -> None:
+    chat = {"model": "fake-1", "messages": [{"role": "user", "content": "x"}]}
+    for header, name, status in (
+        ("x-portkey-provider", "openai", 400),
+        ("x-tuneway-provider", "fake", 200),
+        ("x-portkey-provider", "@fake", 200),
+    ):
+        response = gateway.http.post("/v1/chat/completions", json=chat, headers={header: name})
+        assert response.status_code == status
+    job = {"model": "fake-1", "training_file": "file-0"}
+    refused = gateway.http.post("/v1/fine_tuning/jobs", json=job, headers={"x-portkey-provider": "openai"})
+    assert envelope(refused)["param"] == "x-portkey-provider"
+
+
+def test_names_of_the_map_are_models(start: Callable[..., Gateway]) -> None:
+    gateway = start(SETTINGS + '[model_map]\n"gpt-4o-mini" = "fake-1"\n')
+    assert gateway.client.models.retrieve("gpt-4o-mini").id == "gpt-4o-mini"
+    assert "gpt-4o-mini" in [model.id for model in gateway.client.models.list()]

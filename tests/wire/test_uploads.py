@@ -85,7 +85,7 @@ def test_the_sdks_own_chunks(gateway: Gateway, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"bytes": 0}, "bytes"),
+        ({"bytes": -1}, "bytes"),
         ({"bytes": 8 * 2**30 + 1}, "bytes"),
         ({"bytes": 10**30}, "bytes"),
         ({"bytes": 1.5}, "bytes"),

@@ -63,6 +63,6 @@ def build(services: Services, settings: ApiSettings) -> ASGIApp:
     ):
         app.include_router(router, prefix="/v1", dependencies=[scope])
     app.include_router(health.router)
-    chat = ChatCompletions(services.chat, limit=settings.max_chat_bytes, streams=metrics.chat_streams)
+    chat = ChatCompletions(services.chat, services.models, limit=settings.max_chat_bytes, streams=metrics.chat_streams)
     app.router.routes.append(Route(CHAT_PATH, chat, methods=["POST"], name="create_chat_completion"))
     return app

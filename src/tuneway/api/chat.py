@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from tuneway import types
 from tuneway.api.azure import DEPLOYMENT
 from tuneway.api.body import read_bytes
-from tuneway.api.context import Chat, principal_of, project_of
+from tuneway.api.context import PROVIDER_HEADERS, Chat, Models, principal_of, project_of
 from tuneway.api.edge import REQUEST_ID
 from tuneway.keys import allow
 from tuneway.proxy import peek
@@ -22,8 +22,9 @@ from tuneway.proxy import peek
 class ChatCompletions:
     """`limit` is the largest body, in bytes; `streams` counts the requests that are being answered."""
 
-    def __init__(self, proxy: Chat, *, limit: int, streams: Gauge) -> None:
+    def __init__(self, proxy: Chat, models: Models, *, limit: int, streams: Gauge) -> None:
         self._proxy = proxy
+        self._models = models
         self._limit = limit
         self._streams = streams
 
@@ -34,6 +35,9 @@ class ChatCompletions:
         if deployment is not None:
             body = _with_model(body, deployment)
         headers = {**Headers(scope=scope), "x-request-id": scope[REQUEST_ID]}
+        for header in PROVIDER_HEADERS:
+            if provider := headers.get(header, "").removeprefix("@"):
+                self._models.require_provider(provider, header)
         with self._streams.track_inprogress():
             await self._proxy.answer(project_of(scope), body, headers, receive, send, model=deployment)
 

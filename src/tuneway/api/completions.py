@@ -15,14 +15,13 @@ from tuneway.api.body import read_json
 from tuneway.api.context import Project, Served, metadata_filter
 from tuneway.api.dialect import Dialect
 from tuneway.api.schema import completions as schema
-from tuneway.api.schema.base import Deleted, body, parse
+from tuneway.api.schema.base import METADATA_FILTER, Deleted, body, parse
 from tuneway.api.schema.files import require_suffix
-from tuneway.errors import InvalidRequest
 from tuneway.types import Origin
 
 router = APIRouter(prefix="/chat/completions", tags=["Chat"])
 
-Limit = Annotated[int, Query(ge=1, le=10000)]
+Limit = Annotated[int, Query(ge=0, le=10000)]
 Order = Literal["asc", "desc"]
 
 
@@ -31,7 +30,7 @@ FILE_BODY: Mapping[str, Any] = body(schema.CreateFileFromCompletionsRequest)["re
 
 
 # `exclude_unset`: what an upstream left out of its answer stays out.
-@router.get("", response_model_exclude_unset=True)
+@router.get("", response_model_exclude_unset=True, openapi_extra={"parameters": [METADATA_FILTER]})
 async def list_chat_completions(
     request: Request,
     served: Served,
@@ -91,9 +90,7 @@ async def get_chat_completion_messages(
         numbers.reverse()
     if after is not None:
         marks = [f"{completion.id}-{number}" for number in numbers]
-        if after not in marks:
-            raise InvalidRequest(f"There is no message {after!r} to continue after.", param="after")
-        numbers = numbers[marks.index(after) + 1 :]
+        numbers = numbers[marks.index(after) + 1 :] if after in marks else []
     data = [schema.ChatCompletionStoreMessage.of(completion, number) for number in numbers[:limit]]
     return schema.ChatCompletionMessageList(
         object="list",

@@ -42,6 +42,7 @@ from tuneway.types import (
 )
 
 MEBIBYTE = 2**20
+PROVIDER_HEADERS = ("x-tuneway-provider", "x-portkey-provider")
 _MAX_KEY_LENGTH = 255
 _MAX_METADATA = 16
 _METADATA = re.compile(r"metadata\[(.+)\]")
@@ -153,6 +154,8 @@ class Models(Protocol):
     async def delete(self, project: str, name: str) -> None: ...
 
     async def route(self, project: str, name: str) -> Route: ...
+
+    def require_provider(self, provider: str, param: str) -> None: ...
 
 
 class Keys(Protocol):

@@ -48,6 +48,8 @@ class Dialect:
     auto: Literal["auto", -1] = AUTO
     deletes_blindly: bool = False
     """Whether deleting a job that is not there succeeds."""
+    without_effect: frozenset[str] = frozenset()
+    """Fields of a job's create that are accepted in this dialect, and do nothing here."""
     error_codes: Mapping[type[TunewayError], str] = field(default_factory=dict)
 
     def code(self, error: TunewayError) -> str | None:
@@ -77,6 +79,8 @@ AZURE = Dialect(
     levels={EventLevel.INFO: "info", EventLevel.WARN: "warning", EventLevel.ERROR: "error"},
     auto=-1,
     deletes_blindly=True,
+    # Which data centre trains; LiteLLM sends it with every job (1.106).
+    without_effect=frozenset({"trainingType"}),
     error_codes={
         InternalError: "internalFailure",
         InvalidRequest: "invalidPayload",

@@ -49,7 +49,7 @@ def render(error: TunewayError, scope: Scope, headers: Mapping[str, str] | None 
 
 async def on_http_exception(request: Request, error: HTTPException) -> Response:
     """What the router refuses: unknown paths, and methods that a path does not take."""
-    line = f"{request.method} {request.scope.get(ORIGINAL_PATH, request.url.path)}"
+    line = f"{request.method} {request.scope.get(ORIGINAL_PATH, request.url.path)[:500]}"
     if error.status_code == 405:
         allowed = ", ".join(_allowed(request.app.routes, request.scope))
         return render(

@@ -73,7 +73,7 @@ async def list_files(
     project: Project,
     dialect: Spoken,
     after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=10000)] = 10000,
+    limit: Annotated[int, Query(ge=0, le=10000)] = 10000,
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
 ) -> schema.FileList:

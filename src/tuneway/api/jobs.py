@@ -12,10 +12,11 @@ from fastapi.responses import StreamingResponse
 from tuneway import types
 from tuneway.api.azure import location
 from tuneway.api.body import read_json, read_nothing
-from tuneway.api.context import Context, Project, Sender, Served, Spoken, metadata_filter
+from tuneway.api.context import PROVIDER_HEADERS, Context, Project, Sender, Served, Spoken, metadata_filter
 from tuneway.api.dialect import Dialect
 from tuneway.api.schema import chat
 from tuneway.api.schema import jobs as schema
+from tuneway.api.schema.base import IDEMPOTENCY_KEY, METADATA_FILTER
 from tuneway.api.schema.base import body as described
 from tuneway.errors import InvalidRequest, JobNotFound
 from tuneway.types import JobRequest, JobStatus
@@ -23,7 +24,7 @@ from tuneway.types import JobRequest, JobStatus
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["Fine-tuning"])
 extensions = APIRouter(prefix="/tuneway/jobs", tags=["Tuneway"])
 
-Limit = Annotated[int, Query(ge=1, le=10000)]
+Limit = Annotated[int, Query(ge=0, le=10000)]
 
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
@@ -34,13 +35,16 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("", openapi_extra=described(schema.CreateFineTuningJobRequest))
+@router.post("", openapi_extra=described(schema.CreateFineTuningJobRequest) | {"parameters": [IDEMPOTENCY_KEY]})
 async def create_job(
     request: Request, response: Response, served: Served, project: Project, dialect: Spoken, origin: Sender
 ) -> schema.FineTuningJob:
     body = await read_json(request, served.settings.max_json_bytes)
-    asked = schema.CreateFineTuningJobRequest.parse(body, dialect).to_domain(dialect)
-    job = await served.jobs.create(project, _with_provider(asked, request), origin)
+    idle = sorted(body.keys() & dialect.without_effect)
+    known = {name: value for name, value in body.items() if name not in idle}
+    asked = schema.CreateFineTuningJobRequest.parse(known, dialect).to_domain(dialect)
+    asked = replace(asked, ignored=(*asked.ignored, *idle))
+    job = await served.jobs.create(project, _with_provider(asked, request, served), origin)
     response.status_code = dialect.created
     if dialect.created == 201:
         response.headers["location"] = location(request.scope, job.id)
@@ -49,7 +53,7 @@ async def create_job(
     return await _wire(job, served, dialect)
 
 
-@router.get("")
+@router.get("", openapi_extra={"parameters": [METADATA_FILTER]})
 async def list_jobs(
     request: Request, served: Served, project: Project, dialect: Spoken, after: str | None = None, limit: Limit = 20
 ) -> schema.JobList:
@@ -105,7 +109,7 @@ async def list_events(
     project: Project,
     dialect: Spoken,
     after: str | None = None,
-    limit: Annotated[int | None, Query(ge=1, le=10000, description="Of a list: 20 if not given.")] = None,
+    limit: Annotated[int | None, Query(ge=0, le=10000, description="Of a list: 20 if not given.")] = None,
     stream: Literal["true", "false", "1", "0"] = "false",
     last_event_id: Annotated[str | None, Header(description="Of a stream: as `after`, and before it.")] = None,
 ) -> schema.EventList | StreamingResponse:
@@ -117,7 +121,7 @@ async def list_events(
         batches = await served.jobs.follow(project, job_id, after=last_event_id or after)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(_frames(batches, dialect), media_type="text/event-stream", headers=headers)
-    page = await served.jobs.events(project, job_id, after=after, limit=limit or 20)
+    page = await served.jobs.events(project, job_id, after=after, limit=20 if limit is None else limit)
     events = [schema.FineTuningJobEvent.of(event, dialect) for event in page.data]
     return schema.EventList(object="list", data=events, has_more=page.has_more)
 
@@ -153,12 +157,13 @@ async def _wire(job: types.Job, served: Context, dialect: Dialect) -> schema.Fin
     return schema.FineTuningJob.of(job, dialect, position)
 
 
-def _with_provider(asked: JobRequest, request: Request) -> JobRequest:
+def _with_provider(asked: JobRequest, request: Request, served: Context) -> JobRequest:
     """The provider may stand in a header too, as Portkey's clients send it. Raises InvalidRequest for two answers."""
-    for header in ("x-tuneway-provider", "x-portkey-provider"):
-        named = request.headers.get(header)
-        if named is None:
+    for header in PROVIDER_HEADERS:
+        named = request.headers.get(header, "").removeprefix("@")  # Portkey's clients write it so
+        if not named:
             continue
+        served.models.require_provider(named, header)
         if asked.provider not in (None, named):
             raise InvalidRequest(
                 f"The request names two providers: '{asked.provider}', and '{named}' in the header {header}.",

@@ -21,7 +21,7 @@ async def list_checkpoint_permissions(
     project: Project,
     project_id: str | None = None,
     after: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=10000)] = 10,
+    limit: Annotated[int, Query(ge=0, le=10000)] = 10,
     order: Literal["ascending", "descending"] = "descending",
 ) -> PermissionList:
     page = await served.services.permissions.list(

@@ -196,6 +196,8 @@ def _arguments(function: Function, ignored: list[str]) -> tuple[Source, dict[str
     source = Source(f"{function.param}.parameters", whose, "invalid_function_parameters", function.strict)
     sent = function.parameters
     if sent is None:
+        if function.strict:
+            source.refuse("In context=(), 'additionalProperties' is required to be supplied and to be false.")
         return source, {"type": "object", "properties": {}, "additionalProperties": False}
     if sent.get("type", "object") != "object":
         source.refuse(f"schema must be a JSON Schema of 'type: \"object\"', got {str(sent['type'])[:60]!r}.")

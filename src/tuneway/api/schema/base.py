@@ -55,6 +55,22 @@ def body(model: type[Request], *, required: bool = True) -> dict[str, Any]:
     return {"requestBody": {"required": required, "content": {"application/json": {"schema": reference}}}}
 
 
+METADATA_FILTER: dict[str, Any] = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "`metadata[key]=value`: only those with these pairs. `metadata=null`: only those without any.",
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": 16},
+}
+IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "The same key within a day, with the same body, gives the first result again.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
+
+
 def definitions() -> dict[str, Any]:
     """The JSON schemas of the requests that operations read by themselves, by name."""
     _, schema = models_json_schema([(model, "validation") for model in _bodies], ref_template=_REFERENCE)

@@ -14,13 +14,13 @@ from tuneway.api.schema.files import FileExpirationAfter, Filename, OpenAIFile, 
 class CreateUploadRequest(Request):
     filename: Filename
     purpose: Purpose
-    bytes: Annotated[int, Field(ge=1)]
+    bytes: Annotated[int, Field(ge=0)]
     mime_type: Annotated[Text, Field(max_length=255)]
     expires_after: FileExpirationAfter = absent()
 
 
 class CompleteUploadRequest(Request):
-    part_ids: Annotated[list[str], Field(min_length=1)]
+    part_ids: list[str]
     md5: Annotated[str, Field(pattern="^[0-9A-Fa-f]{32}$")] = absent()
 
 
