@@ -100,7 +100,8 @@ def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
 
 def _beyond(kind: str, given: Any, context: Mapping[str, Any]) -> tuple[str, str]:
     """The sentence and the code for a value of the right type that is too small, too large or badly formed."""
-    number = "integer" if isinstance(given, int) else "decimal"
+    whole = isinstance(given, int) or (isinstance(given, str) and given.lstrip("-").isdecimal())  # a query's is text
+    number = "integer" if whole else "decimal"
     match kind:
         case "greater_than_equal" | "greater_than":
             sign, bound = (">=", context["ge"]) if "ge" in context else (">", context["gt"])
