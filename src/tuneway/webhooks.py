@@ -171,9 +171,10 @@ class Webhooks:
                     news.clear()
                     try:
                         await self._start_due(news)
-                        if self._clock() - forgotten >= FORGET_SECONDS:
-                            await self._store.write(rows.forget, self._now() - KEPT_SECONDS)
-                            forgotten = self._clock()
+                        now = self._clock()
+                        if now - forgotten >= FORGET_SECONDS:
+                            await self._store.write(rows.forget, int(now) - KEPT_SECONDS)
+                            forgotten = now
                     except Exception:
                         log.exception("the outbox could not be read; trying again")
                     with suppress(TimeoutError):

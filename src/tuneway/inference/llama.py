@@ -87,6 +87,7 @@ class LlamaCpp:
                 piece = _piece(chunk, logprobs)
                 yield piece
                 if piece.finish_reason:
+                    await asyncio.wait([call])  # who asks again at once finds its prompt in an idle slot
                     return
             await call  # raises what the call raised
             raise InternalError("The engine ended an answer without saying why.")
