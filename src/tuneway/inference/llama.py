@@ -21,6 +21,7 @@ import secrets
 import threading
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,23 @@ PROMPT_CHUNK = 512
 """Prompt tokens computed at once: a new request holds up running streams, and a departed client its slot, this long."""
 _WAITING_CHUNKS = 32
 """Pieces of an answer that may wait for a slow reader before generation does."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A place for one stream in llama.cpp, and whose prompt it held last."""
+
+    number: int
+    cache_key: str | None = None
+    adapter: str | None = None
+    prompt: Sequence[int] = ()
+
+    def reusable(self, cache_key: str, adapter: str | None, prompt: Sequence[int]) -> int:
+        """How many tokens of `prompt` need not be computed again."""
+        if (self.cache_key, self.adapter) != (cache_key, adapter):
+            return 0
+        pairs = enumerate(zip(self.prompt, prompt, strict=False))
+        return next((at for at, (held, wanted) in pairs if held != wanted), min(len(self.prompt), len(prompt)))
 
 
 class LlamaCpp:
@@ -57,8 +75,8 @@ class LlamaCpp:
         self._ids = {name: number for number, name in enumerate(adapters)}
         self._tokens = tokens
         self._free = asyncio.Semaphore(parallel)
-        # The idle slots, the longest idle first, each with the cache key of what it holds.
-        self._slots: list[tuple[int, str | None]] = [(number, None) for number in range(parallel)]
+        # The idle ones, the longest idle first.
+        self._slots = [_Slot(number) for number in range(parallel)]
         self._threads = ThreadPoolExecutor(parallel, "generate")
         self._server = xllamacpp.Server(
             _parameters(model, adapters.values(), folder, threads, context_length, parallel)
@@ -70,39 +88,42 @@ class LlamaCpp:
     ) -> AsyncGenerator[Piece]:
         """See Engine. More than `parallel` callers wait their turn, first come first served."""
         await self._free.acquire()
-        slot, held = self._slot(sampling.cache_key)
+        slot = self._slot(sampling.cache_key, adapter, prompt)
         body = self._body(prompt, adapter, max_tokens, sampling)
-        body |= {"id_slot": slot, "cache_prompt": held == sampling.cache_key}
+        body |= {"id_slot": slot.number, "cache_prompt": slot.cache_key == sampling.cache_key}
         answer = _Answer(asyncio.get_running_loop())
         try:
             call = answer.loop.run_in_executor(self._threads, answer.run, self._server, body)
         except BaseException:
-            self._let_go(slot, None)
+            self._let_go(_Slot(slot.number))
             raise
         # The place is free when llama.cpp has let go, which after a departed client is a little later than here.
-        call.add_done_callback(lambda _: self._let_go(slot, sampling.cache_key))
+        used = _Slot(slot.number, sampling.cache_key, adapter, prompt)
+        call.add_done_callback(lambda _: self._let_go(used))
         logprobs = _Logprobs(self._tokens)
+        complete = False
         try:
             while (chunk := await answer.next()) is not None:
                 piece = _piece(chunk, logprobs)
+                complete = piece.finish_reason is not None
                 yield piece
-                if piece.finish_reason:
-                    await asyncio.wait([call])  # who asks again at once finds its prompt in an idle slot
+                if complete:
                     return
             await call  # raises what the call raised
             raise InternalError("The engine ended an answer without saying why.")
         finally:
             answer.leave()
+            if complete:
+                await asyncio.wait([call])  # who asks again at once finds what it said in an idle slot
 
-    def _slot(self, cache_key: str) -> tuple[int, str | None]:
-        """An idle slot that holds something of this key, else the one that was idle for longest."""
-        same = [slot for slot in self._slots if slot[1] == cache_key]
-        slot = (same or self._slots[:1])[-1]
+    def _slot(self, cache_key: str, adapter: str | None, prompt: Sequence[int]) -> _Slot:
+        """Of the idle slots the one that has most of the prompt, for this key and adapter, else the longest idle."""
+        slot = max(self._slots, key=lambda idle: idle.reusable(cache_key, adapter, prompt))
         self._slots.remove(slot)
         return slot
 
-    def _let_go(self, slot: int, cache_key: str | None) -> None:
-        self._slots.append((slot, cache_key))
+    def _let_go(self, slot: _Slot) -> None:
+        self._slots.append(slot)
         self._free.release()
 
     def _body(self, prompt: Sequence[int], adapter: str | None, max_tokens: int, sampling: Sampling) -> dict[str, Any]:
