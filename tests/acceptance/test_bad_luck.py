@@ -215,13 +215,14 @@ def test_random_kills(gateway: Gateway, undisturbed: bytes) -> None:
     left = KILLS
     while left:
         job = tune(gateway.client, epochs=EPOCHS)
-        alone = 0  # the trainer's deaths in a row under one gateway: three without a new step would fail the job
+        alone = 0  # deaths of the trainer that this gateway may count: three without a new step would fail the job
         for _ in range(min(left, 4)):
             left -= 1
             pause = threading.Event()
             pause.wait(dice.uniform(0.0, 4.0))  # not for anything to happen: a random moment is what is tested
             victims = dice.choice(("gateway", "trainer", "both")) if alone < 2 else "both"
-            alone = alone + 1 if victims == "trainer" else 0
+            # A new gateway starts to count anew, with the death that it finds.
+            alone = {"trainer": alone + 1, "both": 1, "gateway": min(alone, 1)}[victims]
             trainer = gateway.run(job.id).owner()
             if victims != "trainer":
                 gateway.kill()
