@@ -212,6 +212,8 @@ def test_a_checkpoint_is_used_by_the_project_that_was_let_in(guarded: Guarded) -
     (granted,) = permissions.create(model, project_ids=["other", "other"]).data
     assert ask()
     assert permissions.create(model, project_ids=["other"]).data[0].id == granted.id
+    seen = [client.models.retrieve(model).to_dict()["tuneway"]["job"] for client in (mine, other)]  # type: ignore[index]
+    assert [job is None for job in seen] == [False, True]
     permissions.create(model, project_ids=["third"])
     first = mine.fine_tuning.checkpoints.permissions.list(model, limit=1, order="ascending")
     assert [one.project_id for one in first.data] == ["other"]

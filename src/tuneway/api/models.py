@@ -13,21 +13,21 @@ from tuneway.types import BaseModel, Model
 router = APIRouter(prefix="/models", tags=["Models"])
 
 
-def _wire(model: BaseModel | Model, dialect: Dialect) -> schema.Model | schema.AzureModel:
-    return schema.AzureModel.of(model) if dialect is AZURE else schema.Model.of(model)
+def _wire(model: BaseModel | Model, project: str, dialect: Dialect) -> schema.Model | schema.AzureModel:
+    return schema.AzureModel.of(model, project) if dialect is AZURE else schema.Model.of(model, project)
 
 
 @router.get("")
 async def list_models(served: Served, project: Project, dialect: Spoken) -> schema.ModelList:
     models = await served.models.list(project)
-    return schema.ModelList(object="list", data=[_wire(model, dialect) for model in models])
+    return schema.ModelList(object="list", data=[_wire(model, project, dialect) for model in models])
 
 
 @router.get("/{model:path}")
 async def retrieve_model(
     model: str, served: Served, project: Project, dialect: Spoken
 ) -> schema.Model | schema.AzureModel:
-    return _wire(await served.models.get(project, model), dialect)
+    return _wire(await served.models.get(project, model), project, dialect)
 
 
 @router.delete("/{model:path}")

@@ -18,7 +18,8 @@ class Model(BaseModel):
     tuneway: dict[str, Any]
 
     @classmethod
-    def of(cls, model: types.BaseModel | types.Model) -> Model:
+    def of(cls, model: types.BaseModel | types.Model, project: str) -> Model:
+        """As `project` sees it: a guest is not told which job of its owner made it."""
         if isinstance(model, types.BaseModel):
             return cls(
                 id=model.name,
@@ -33,7 +34,7 @@ class Model(BaseModel):
             tuneway={
                 "provider": model.provider,
                 "base": model.base,
-                "job": model.job_id,
+                "job": model.job_id if model.project_id == project else None,
                 "step_number": model.step_number,
             },
         )
@@ -68,15 +69,15 @@ class AzureModel(BaseModel):
     tuneway: dict[str, Any]
 
     @classmethod
-    def of(cls, model: types.BaseModel | types.Model) -> AzureModel:
-        plain = Model.of(model)
+    def of(cls, model: types.BaseModel | types.Model, project: str) -> AzureModel:
+        plain = Model.of(model, project)
         tuned = isinstance(model, types.Model)
         return cls(
             **plain.model_dump(),
             created_at=plain.created,
             capabilities=AzureCapabilities(fine_tune=not tuned),
             model=model.base if isinstance(model, types.Model) else None,
-            fine_tune=model.job_id if isinstance(model, types.Model) else None,
+            fine_tune=plain.tuneway.get("job"),
         )
 
 
