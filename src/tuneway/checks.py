@@ -4,18 +4,19 @@ what it found."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tuneway import children
 from tuneway.blobs import Blobs
+from tuneway.dataset.features import Feature
 from tuneway.dataset.report import Report
 from tuneway.errors import JobFailure
 from tuneway.providers.base import Preparation
 from tuneway.rundir import TRAIN_TOKENS, VALID_TOKENS
-from tuneway.types import EventLevel, Job, NewEvent
+from tuneway.types import EventLevel, Job, Method, NewEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,17 @@ class FileToCheck:
     tokens: Path | None
 
 
-async def check(files: Sequence[FileToCheck], preparation: Preparation) -> list[Report]:
-    """A report per file, in their order. A cancelled call ends the child.
+async def check(
+    files: Sequence[FileToCheck],
+    preparation: Preparation,
+    *,
+    method: Method = Method.SUPERVISED,
+    refused: Collection[Feature] = (),
+) -> list[Report]:
+    """A report per file, in their order. `refused` is what the provider does not train on.
 
-    Raises JobFailure when the files cannot be checked, and UpstreamError when the child was killed.
+    A cancelled call ends the child. Raises JobFailure when the files cannot be checked, and UpstreamError when the
+    child was killed.
     """
     request = {
         "files": [
@@ -39,6 +47,8 @@ async def check(files: Sequence[FileToCheck], preparation: Preparation) -> list[
         ],
         "renderer": None if preparation.renderer is None else str(preparation.renderer),
         "context_length": preparation.context_length,
+        "method": method,
+        "refused": sorted(refused),
     }
     try:
         out = await children.run("tuneway.dataset", line=json.dumps(request))

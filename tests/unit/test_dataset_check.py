@@ -200,7 +200,8 @@ def test_a_file_for_another_method(tmp_path: Path, renderer: Renderer, line: byt
 
 
 def test_images_are_good_where_the_provider_renders_by_itself(tmp_path: Path, renderer: Renderer) -> None:
-    line = example(messages=[{"role": "user", "content": [{"type": "image_url"}]}, GOOD["messages"][1]])
+    image = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    line = example(messages=[{"role": "user", "content": [image]}, GOOD["messages"][1]])
     path = written(tmp_path / "f.jsonl", [example(), example(), line, *[example()] * 9])
     assert checked(path, None).error is None
     message = FORMAT + "Example 3, message 1 This base model's chat template has no images."

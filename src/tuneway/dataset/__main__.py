@@ -2,7 +2,9 @@
 
 Reads one line of JSON from standard input, and ends when that ends, as it does with the gateway:
     {"files": [{"path": …, "kind": "training" | "validation", "tokens": path | null}, …],
-     "renderer": prepared base folder | null, "context_length": n}
+     "renderer": prepared base folder | null, "context_length": n,
+     "method": "supervised" (default) | "dpo" | "reinforcement",
+     "refused": names of the `features` that the job's provider does not take (default: none)}
 and prints one line per file, in their order: Report.to_json(). Exit status 0 means that there are reports, whatever
 they say of the data; 1 means that the check itself could not be done, and the last line on standard error says why.
 """
@@ -14,11 +16,11 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 from tuneway.dataset.check import check
-from tuneway.dataset.report import Report
+from tuneway.dataset.features import Feature
 from tuneway.dataset.template import Renderer
+from tuneway.types import Method
 
 
 def main() -> int:
@@ -26,8 +28,19 @@ def main() -> int:
         request = json.loads(sys.stdin.readline())
         threading.Thread(target=_end_with_stdin, daemon=True).start()
         renderer = None if request["renderer"] is None else Renderer(Path(request["renderer"]))
+        method = Method(request.get("method", Method.SUPERVISED))
+        refused = frozenset(map(Feature, request.get("refused", ())))
         for file in request["files"]:
-            report = _check(file, renderer, request["context_length"])
+            tokens = file.get("tokens")
+            report = check(
+                Path(file["path"]),
+                kind=file["kind"],
+                renderer=renderer,
+                context_length=request["context_length"],
+                tokens=None if tokens is None else Path(tokens),
+                method=method,
+                refused=refused,
+            )
             print(json.dumps(report.to_json()), flush=True)  # noqa: T201
     except (OSError, ValueError) as error:
         print(f"tuneway.dataset: {error}", file=sys.stderr)  # noqa: T201
@@ -38,17 +51,6 @@ def main() -> int:
 def _end_with_stdin() -> None:
     sys.stdin.read()
     os._exit(1)
-
-
-def _check(file: dict[str, Any], renderer: Renderer | None, context_length: int) -> Report:
-    tokens = file.get("tokens")
-    return check(
-        Path(file["path"]),
-        kind=file["kind"],
-        renderer=renderer,
-        context_length=context_length,
-        tokens=None if tokens is None else Path(tokens),
-    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tuneway.dataset.features import Feature
 from tuneway.types import JobError
 
 SHOWN = 20
@@ -27,6 +28,8 @@ class Report:
 
     `tokens`, `supervised_tokens` and `longest` (the tokens of the longest example) are counted after cutting to the
     context length; None where the provider tokenises by itself. Of errors and warnings the first 20 are listed.
+    `features` are those of all examples that could be read. `bom`: the file begins with a byte order mark.
+    `old_outputs` is the number of bytes by which `convert.renamed_outputs` makes the file shorter.
     """
 
     n_examples: int
@@ -38,6 +41,9 @@ class Report:
     n_errors: int = 0
     warnings: tuple[Finding, ...] = ()
     n_warnings: int = 0
+    features: tuple[Feature, ...] = ()
+    bom: bool = False
+    old_outputs: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,4 +60,7 @@ class Report:
             n_errors=value["n_errors"],
             warnings=tuple(Finding(**finding) for finding in value["warnings"]),
             n_warnings=value["n_warnings"],
+            features=tuple(Feature(name) for name in value["features"]),
+            bom=value["bom"],
+            old_outputs=value["old_outputs"],
         )
