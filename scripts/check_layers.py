@@ -27,7 +27,17 @@ SERVICES = {
     "keys",
     "checks",
     "worker",
+    "launches",
+    "accounts",
+    "relay",
+    "imports",
 }
+VENDOR = {"dataset", "providers.base", "providers.line", "providers.vendor", "providers.shapes"}
+"""What a vendor's file stands on."""
+OTHER_SHAPES = {"providers.openai_compatible", "providers.asked", "providers.spool"}
+"""And one whose API has other shapes than OpenAI's."""
+SEAM = {"providers.base", "providers.line", "providers.vendor", "providers.remote"}
+"""What services know of providers: how they are asked, and nothing of any vendor."""
 ANY = {"*"}
 ROOT = ""
 """The unit of `tuneway/__init__.py`, which holds the version and imports nothing of ours."""
@@ -47,9 +57,21 @@ LAW: Mapping[str, set[str]] = {
     "outbound": VALUES,
     "vault": VALUES,
     "providers.base": VALUES | {"dataset"},
-    "providers.openai_compatible": VALUES | {"dataset", "providers.base"},
+    "providers.line": VALUES,
+    "providers.vendor": VALUES | {"dataset", "providers.base", "providers.line"},
+    "providers.shapes": VALUES | {"providers.vendor"},
+    "providers.remote": VALUES | {"dataset", "providers.base", "providers.vendor"},
+    "providers.openai_compatible": VALUES | VENDOR,
+    "providers.azure_openai": VALUES | VENDOR | {"providers.openai_compatible", "providers.azure_arm"},
+    "providers.asked": VALUES | {"providers.vendor", "providers.shapes"},
+    "providers.spool": VALUES | {"providers.vendor"},
+    "providers.together": VALUES | VENDOR | OTHER_SHAPES | {"providers.together_shapes"},
+    "providers.together_shapes": VALUES | VENDOR | OTHER_SHAPES,
+    "providers.fireworks": VALUES | VENDOR | OTHER_SHAPES | {"providers.fireworks_shapes"},
+    "providers.fireworks_shapes": VALUES | VENDOR | OTHER_SHAPES,
+    "providers.registry": {"providers.*"},
     "providers.local": VALUES | {"dataset", "providers.base", "rundir", "children"},
-    "providers.*": VALUES | {"dataset", "providers.base", "providers.openai_compatible"},
+    "providers.*": VALUES | VENDOR | {"providers.openai_compatible"},
     "providers": {"providers.*"},
     "trainer": VALUES | {"dataset", "rundir"},
     "inference": VALUES | {"dataset", "rundir"},
@@ -57,9 +79,10 @@ LAW: Mapping[str, set[str]] = {
         SERVICES,
         VALUES
         | SERVICES
-        | {"dataset", "rundir", "settings", "blobs", "store", "ids", "children", "providers.base", "outbound", "vault"},
+        | SEAM
+        | {"dataset", "rundir", "settings", "blobs", "store", "ids", "children", "outbound", "vault"},
     ),
-    "proxy": VALUES | {"outbound"},
+    "proxy": VALUES | {"outbound", "providers.line"},
     "api": VALUES | SERVICES | {"dataset", "settings", "ids", "proxy"},
     "dashboard": VALUES,
     "cli": VALUES | {"dataset", "rundir", "settings", "app"},

@@ -7,6 +7,7 @@
     │   ├── InvalidFile            400
     │   ├── JobAlreadyCompleted    400
     │   ├── JobNotEnded            400
+    │   ├── UnsupportedOperation   400  the provider has no such thing
     │   ├── PayloadTooLarge        413
     │   ├── HeadTooLarge           431
     │   └── UnsupportedMediaType   415
@@ -22,6 +23,8 @@
     │   ├── PermissionNotFound     404
     │   ├── KeyNotFound            404
     │   ├── WebhookNotFound        404
+    │   ├── ProviderNotFound       404
+    │   ├── ImportNotFound         404
     │   └── UnknownRoute           404
     ├── MethodNotAllowed           405
     ├── RequestTimedOut            408  the client stopped sending
@@ -32,6 +35,11 @@
     │   ├── UpstreamBroken         502
     │   ├── OutboundRefused        502
     │   ├── OutboundFailed         502
+    │   ├── ProviderError          —    a provider's refusal, with the provider's own status
+    │   ├── ProviderSilent         502  no answer: what was asked may have been done
+    │   ├── ProviderTimedOut       504
+    │   ├── ProviderResting        503  it failed too often; it is asked again in a while
+    │   ├── ProviderGone           503  an account that is not configured any more
     │   └── EngineUnavailable      503
     ├── OutOfSpace                 507
     ├── JobFailure                 —    ends a job, never a request: what its `error` will say
@@ -53,7 +61,7 @@ def _cut(name: str) -> str:
 class TunewayError(Exception):
     """The request could not be served."""
 
-    status: ClassVar[int] = 500
+    status: int = 500
     type: ClassVar[str] = "server_error"
     default_code: ClassVar[str | None] = None
     default_param: ClassVar[str | None] = None
@@ -66,6 +74,10 @@ class TunewayError(Exception):
 
     def envelope(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """Of the response, besides those that every response has."""
+        return {}
 
 
 class InvalidRequest(TunewayError):
@@ -99,6 +111,12 @@ class JobNotEnded(InvalidRequest):
     """The job has not ended. Cancel it first, then delete it."""
 
     default_code = "conflict"
+
+
+class UnsupportedOperation(InvalidRequest):
+    """The provider does not offer this."""
+
+    default_code = "unsupported_operation"
 
 
 class PayloadTooLarge(InvalidRequest):
@@ -224,6 +242,24 @@ class WebhookNotFound(NotFound):
         super().__init__(f"No such webhook: {_cut(webhook_id)}. `tuneway webhooks list` shows them.")
 
 
+class ProviderNotFound(NotFound):
+    """There is no such provider account."""
+
+    default_param = "provider"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"No such provider: {_cut(name)}. `tuneway providers list` shows them.")
+
+
+class ImportNotFound(NotFound):
+    """There is no such import."""
+
+    default_param = "import_id"
+
+    def __init__(self, import_id: str) -> None:
+        super().__init__(f"No such import: {_cut(import_id)}.")
+
+
 class UnknownRoute(NotFound):
     """Invalid URL."""
 
@@ -250,6 +286,9 @@ class TooManyRequests(TunewayError):
     default_code = "rate_limit_exceeded"
     retry_after: ClassVar[int] = 1
     """Seconds, of the header Retry-After."""
+
+    def headers(self) -> dict[str, str]:
+        return {"retry-after": str(self.retry_after)}
 
 
 class InternalError(TunewayError):
@@ -287,6 +326,94 @@ class OutboundFailed(UpstreamError):
     """A host outside did not answer, or not as it should."""
 
     default_code = "outbound_failed"
+
+    def __init__(self, message: str | None = None, *, sent: bool = True, timed_out: bool = False) -> None:
+        """`sent`: whether the host may have got the request; `timed_out`: whether it was waited for to the end."""
+        super().__init__(message)
+        self.sent = sent
+        self.timed_out = timed_out
+
+
+class ProviderError(UpstreamError):
+    """The provider refused the request."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+        retry_after: str | None = None,
+        redirected: bool = False,
+    ) -> None:
+        """The provider's own words. `retry_after` is its header of that name, seconds or an HTTP date."""
+        super().__init__(message, param=param, code=code)
+        self.status = status
+        self.request_id = request_id
+        self.retry_after = retry_after
+        self.redirected = redirected
+
+    def headers(self) -> dict[str, str]:
+        found = {"x-request-id": self.request_id, "retry-after": self.retry_after}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def without_effect(self) -> bool:
+        """Whether it is sure that the provider did nothing. A 5xx may come behind the effect; so may a 408, a 409."""
+        return self.redirected or (400 <= self.status < 500 and self.status not in (408, 409))
+
+    @property
+    def passes(self) -> bool:
+        """Whether it may be taken later: a limit, or a credential or an address that the operator mends."""
+        return self.redirected or self.status in (401, 403, 425, 429)
+
+
+class ProviderSilent(UpstreamError):
+    """The provider did not answer."""
+
+    default_code = "provider_silent"
+
+    def __init__(self, message: str | None = None, *, sent: bool = True) -> None:
+        """`sent`: whether the provider may have got the request, and done what it asked for."""
+        super().__init__(message)
+        self.sent = sent
+
+
+class ProviderTimedOut(ProviderSilent):
+    """The provider did not answer in time."""
+
+    status = 504
+    default_code = "provider_timed_out"
+
+
+class ProviderResting(UpstreamError):
+    """The provider failed too often in a row and is left alone for a while."""
+
+    status = 503
+    default_code = "provider_resting"
+
+    def __init__(self, message: str, *, seconds: int) -> None:
+        """`seconds` until it is asked again."""
+        super().__init__(message)
+        self.seconds = seconds
+
+    def headers(self) -> dict[str, str]:
+        return {"retry-after": str(self.seconds)}
+
+
+class ProviderGone(UpstreamError):
+    """The provider's account is not configured here any more."""
+
+    status = 503
+    default_code = "provider_gone"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The provider account '{_cut(name)}' is not configured here any more. Its operator adds it again by "
+            f"`tuneway providers add {_cut(name)}`, or in tuneway.toml."
+        )
 
 
 class EngineUnavailable(UpstreamError):

@@ -42,6 +42,19 @@ def key_id() -> str:
     return "key_" + base62(16)
 
 
+def account_id() -> str:
+    return "account_" + base62(16)
+
+
+def import_id() -> str:
+    return "import_" + base62(16)
+
+
 def tuned_model(base: str, project: str, suffix: str | None) -> str:
-    """`ft:{base}:{project}:{suffix}:{8}`; no part holds a colon, so the name can be taken apart again."""
-    return f"ft:{base}:{project}:{suffix or ''}:{base62(8)}"
+    """`ft:{base}:{project}:{suffix}:{8}`; no part holds a colon, so the name can be taken apart again.
+
+    Of a base that was tuned before, or that its vendor calls by a path, only the part that says what it is: slashes and
+    colons would make the model's own URL another one.
+    """
+    base = (base.split(":")[1] if base.startswith("ft:") and base.count(":") else base).rpartition("/")[2]
+    return f"ft:{base.replace(':', '-')}:{project}:{suffix or ''}:{base62(8)}"

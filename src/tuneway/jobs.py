@@ -12,11 +12,11 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TypeVar
 
 from tuneway import ids
-from tuneway.errors import InvalidFile, InvalidRequest, JobAlreadyCompleted, JobNotEnded, JobNotFound
+from tuneway.errors import InvalidFile, InvalidRequest, JobAlreadyCompleted, JobNotEnded, JobNotFound, ProviderGone
 from tuneway.files import require_usable
 from tuneway.models import Models
 from tuneway.providers.base import Capabilities, Provider
@@ -33,6 +33,7 @@ from tuneway.types import (
     File,
     Job,
     JobEvent,
+    JobHandle,
     JobRequest,
     JobSpec,
     JobStatus,
@@ -84,15 +85,21 @@ class Jobs:
         ModelNotTunable, InvalidFile, and InvalidRequest for what the provider cannot do and when the idempotency key
         came with another request.
         """
-        base = self._models.tunable(request.model, request.provider)
-        _check_supported(request, base.provider, self._providers[base.provider].capabilities)
-        now = int(time.time())
+        base = await self._models.tunable(project, request.model, request.provider)
+        provider = self._providers[base.provider]
         digest = hashlib.sha256(json.dumps(asdict(request), sort_keys=True).encode()).hexdigest()
+        without_effect = _without_effect(request, provider.capabilities)
+        request = _with_options(request, provider.capabilities)
+        _check_supported(request, base.provider, provider.capabilities)
+        provider.check(request, base.name)
+        now = int(time.time())
 
         def store_job(tx: Tx) -> Job:
             first = _first_job(tx, project, origin, digest, now)
             if first is not None:
                 return first
+            if base.provider not in self._providers:
+                raise ProviderGone(base.provider)  # it was removed a moment ago
             training = _file(tx, project, "training_file", request.training_file)
             validation = None
             if request.validation_file is not None:
@@ -113,6 +120,9 @@ class Jobs:
                     seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
                     metadata=request.metadata,
                     integrations=request.integrations,
+                    reinforcement=request.reinforcement,
+                    learning_rate=request.learning_rate,
+                    options=request.options,
                 ),
                 status=JobStatus.VALIDATING_FILES,
                 training_sha256=training.sha256,
@@ -120,7 +130,7 @@ class Jobs:
                 planned_model=ids.tuned_model(base.name, project, request.suffix),
                 placement=base.provider,
             )
-            events = _first_events(job, request)
+            events = _first_events(job, without_effect)
             job = rows.insert(tx, job, events, key_id=origin.key_id, request_sha256=digest)
             if origin.idempotency_key is not None:
                 rows.keep_key(tx, project, origin.idempotency_key, digest, job)
@@ -129,6 +139,11 @@ class Jobs:
         job = await self._store.write(store_job)
         self._wake()
         return job
+
+    def ignored(self, request: JobRequest, provider: str) -> Sequence[str]:
+        """The request's fields that have no effect at that provider, which a job of it has gone to."""
+        known = self._providers.get(provider)
+        return _without_effect(request, Capabilities() if known is None else known.capabilities)
 
     async def get(self, project: str, job_id: str) -> Job:
         """Raises JobNotFound."""
@@ -147,21 +162,71 @@ class Jobs:
     async def cancel(self, project: str, job_id: str, origin: Origin = FIRST_TRY) -> Job:
         """Makes the job `cancelled` at once and for good; what runs is stopped behind it.
 
+        A job that a remote provider has, or may have, stays as it is until the provider says that it ended: until then
+        it bills, and it may still succeed. Asking again changes nothing.
+
         Raises JobNotFound, and JobAlreadyCompleted for a job that has ended; but a retry of the cancel gets the job.
         """
         event = NewEvent("cancelled", "The job was cancelled", int(time.time()))
 
-        def cancel(tx: Tx) -> Job:
+        def cancel(tx: Tx) -> tuple[Job, bool]:
+            going = rows.get(tx, project, job_id)
+            if going is not None and going.status not in TERMINAL_STATUSES and self._is_elsewhere(tx, going):
+                if going.desired is Desired.CANCEL:
+                    return going, False
+                said = f"{going.spec.provider} is asked to cancel the job"
+                wished = NewEvent(f"cancelling:{ids.base62(12)}", said, event.created_at)
+                return rows.wish_cancelled(tx, going, wished), True
             job = rows.cancel(tx, project, job_id, event)
             if job is not None:
-                return job
+                return job, True
             ended = _existing(tx, project, job_id)
             if origin.retry and ended.status is JobStatus.CANCELLED:
-                return ended
+                return ended, False
             raise _completed(ended)
 
-        job = await self._store.write(cancel)
-        self._interrupt(job_id)
+        job, changed = await self._store.write(cancel)
+        if changed:  # to interrupt what cancels it already would only begin it anew
+            self._interrupt(job_id)
+        return job
+
+    def _is_elsewhere(self, tx: Tx, job: Job) -> bool:
+        """Whether a remote provider has the job, or may have it."""
+        provider = self._providers.get(job.spec.provider)
+        if provider is not None and not provider.capabilities.remote:
+            return False
+        return job.provider_job_id is not None or bool(rows.intended(tx, job))
+
+    async def adopt(self, project: str, job_id: str, provider_job_id: str | None) -> Job:
+        """Says which of the provider's jobs is the one that waits for a person; None: none of them, start it.
+
+        Raises JobNotFound, and InvalidRequest for a job that waits for nobody, or for a choice that was not offered.
+        """
+
+        def adopt(tx: Tx) -> Job:
+            job = _existing(tx, project, job_id)
+            if job.attention is None:
+                raise InvalidRequest(f"Job {job_id} waits for nobody.", code="conflict")
+            offered = [candidate.provider_job_id for candidate in job.attention.candidates]
+            said = f"It is the provider's job {provider_job_id}"
+            if provider_job_id is None:
+                rows.take_back(tx, job)
+                said = "It is none of the provider's jobs"
+            elif offered and provider_job_id not in offered:
+                raise InvalidRequest(
+                    f"Job {job_id} can be one of {', '.join(offered)}.", param="provider_job_id", code="invalid_value"
+                )
+            elif provider_job_id in rows.upstream_jobs(tx, job.spec.provider, but=job.id):
+                raise InvalidRequest(
+                    f"{provider_job_id} is another job's already.", param="provider_job_id", code="conflict"
+                )
+            else:
+                rows.hold(tx, job, JobHandle(job.spec.provider, provider_job_id))
+            event = NewEvent(f"adopted:{ids.base62(12)}", said, _now())
+            return rows.change(tx, job, [event], attention=None)
+
+        job = await self._store.write(adopt)
+        self._wake()
         return job
 
     async def pause(self, project: str, job_id: str) -> Job:
@@ -176,7 +241,10 @@ class Jobs:
             if job.desired is Desired.PAUSE:
                 return job, False
             started = job.status is JobStatus.RUNNING or job.handle is not None or rows.intended(tx, job)
-            if started and not self._providers[job.spec.provider].capabilities.pause:
+            provider = self._providers.get(job.spec.provider)
+            if provider is None:
+                raise ProviderGone(job.spec.provider)
+            if started and not provider.capabilities.pause:
                 raise InvalidRequest(
                     f"The provider '{job.spec.provider}' cannot pause a job that runs. Let it go on, or cancel it.",
                     code="unsupported_operation",
@@ -292,6 +360,25 @@ def paused_event(job: Job) -> NewEvent:
     return NewEvent(f"paused:{ids.base62(12)}", f"Job paused {where}", int(time.time()))
 
 
+def _without_effect(request: JobRequest, can: Capabilities) -> list[str]:
+    integrations = ["integrations"] if request.integrations and not can.integrations else []
+    others = [name for name, (option, _) in request.optional.items() if option not in can.options]
+    return [*integrations, *request.ignored, *others]
+
+
+def _with_options(request: JobRequest, can: Capabilities) -> JobRequest:
+    """With those of its `optional` fields that the provider takes. Raises InvalidRequest for two answers."""
+    taken = {option: (name, value) for name, (option, value) in request.optional.items() if option in can.options}
+    for option, (name, value) in taken.items():
+        if request.options.get(option, value) != value:
+            raise InvalidRequest(
+                f"'{name}' and 'tuneway.options.{option}' are one thing and differ. Give it once.",
+                param=f"tuneway.options.{option}",
+                code="invalid_value",
+            )
+    return replace(request, options={**request.options, **{option: value for option, (_, value) in taken.items()}})
+
+
 def _check_supported(request: JobRequest, provider: str, can: Capabilities) -> None:
     """Raises InvalidRequest for what the provider would have to drop."""
     if request.method not in can.methods:
@@ -301,16 +388,27 @@ def _check_supported(request: JobRequest, provider: str, can: Capabilities) -> N
             param="method.type",
             code="unsupported_value",
         )
-    for param in ("validation_file", "seed", "suffix", "metadata"):
-        if getattr(request, param) is not None and not getattr(can, param):
-            raise InvalidRequest(
-                f"The provider '{provider}' does not support '{param}'. Remove it, or choose another provider.",
-                param=param,
-                code="unsupported_parameter",
-            )
+    refused = [
+        param
+        for param in ("validation_file", "seed", "suffix", "metadata")
+        if getattr(request, param) is not None and not getattr(can, param)
+    ]
+    if request.learning_rate is not None and not can.learning_rate:
+        refused.append("tuneway.learning_rate")
+    refused += [f"tuneway.options.{name}" for name in request.options if name not in can.options]
+    for param in refused:
+        raise InvalidRequest(
+            f"The provider '{provider}' does not support '{param}'. Remove it, or choose another provider.",
+            param=param,
+            code="unsupported_parameter",
+        )
 
 
-def _first_events(job: Job, request: JobRequest) -> list[NewEvent]:
+def _now() -> int:
+    return int(time.time())
+
+
+def _first_events(job: Job, without_effect: Sequence[str]) -> list[NewEvent]:
     now, spec = job.created_at, job.spec
     also = "" if spec.validation_file is None else f" and validation file: {spec.validation_file}"
     events = [
@@ -318,9 +416,9 @@ def _first_events(job: Job, request: JobRequest) -> list[NewEvent]:
         NewEvent("validating", f"Validating training file: {spec.training_file}{also}", now),
     ]
     warnings = []
-    if request.ignored:
-        warnings.append(f"{', '.join(request.ignored)} {'have' if len(request.ignored) > 1 else 'has'} no effect here.")
-    if request.integrations:
+    if without_effect:
+        warnings.append(f"{', '.join(without_effect)} {'have' if len(without_effect) > 1 else 'has'} no effect here.")
+    if "integrations" in without_effect:
         warnings.append(
             "This gateway sends nothing to integrations: the metrics are in the job's events and, when it has "
             "succeeded, in its result file."

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -86,6 +86,21 @@ class Answer:
     headers: Mapping[str, str]
 
 
+class Reply:
+    """An answer whose body is still on its way; `headers` by names in lower case, each byte one character."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.status = response.status
+        self.headers: Mapping[str, str] = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.raw_headers
+        }
+        self._content = response.content
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body's bytes as they come."""
+        return self._content.iter_any()
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A URL that was taken apart once; it is sent to exactly as it was checked."""
@@ -134,6 +149,53 @@ class Outbound:
                     break
             found = {name.lower(): value for name, value in response.headers.items()}
             return Answer(response.status, bytes(kept[:KEPT_BYTES]), found)
+
+    @asynccontextmanager
+    async def exchange(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | AsyncIterable[bytes] | None = None,
+        seconds: float | None = None,
+        silence: float | None = None,
+    ) -> AsyncIterator[Reply]:
+        """One request to a provider; whatever status is answered is an answer, a redirect too.
+
+        At most `seconds` for all of it, and `silence` seconds without a byte of the answer. Raises OutboundRefused, and
+        OutboundFailed that says whether the request may have arrived; what `body` raises comes out as it is.
+        """
+        target = self._target(url)
+        limits = aiohttp.ClientTimeout(total=seconds, connect=CONNECT_SECONDS, sock_read=silence)
+        sending = None if body is None or isinstance(body, bytes) else _Sending(body)
+        async with self._session(target, limits) as session:
+            try:
+                async with session.request(
+                    method,
+                    target.url,
+                    data=body if sending is None else sending,
+                    headers=headers,
+                    allow_redirects=False,
+                    skip_auto_headers=("content-type", "user-agent"),
+                ) as response:
+                    if response.headers.get("content-encoding", "identity").lower() != "identity":
+                        raise OutboundFailed(f"{target.host} answered with a compressed body, which was not asked for.")
+                    yield Reply(response)
+            except (aiohttp.ClientError, OSError):
+                # aiohttp reports a body that could not be read as a connection that broke.
+                if sending is not None and sending.failure is not None:
+                    raise sending.failure from None
+                raise
+
+    @asynccontextmanager
+    async def session(self, url: str, limits: aiohttp.ClientTimeout) -> AsyncIterator[aiohttp.ClientSession]:
+        """A session for one request to `url`, for whoever needs the bytes of it as they are.
+
+        Raises OutboundRefused, and OutboundFailed for what breaks inside.
+        """
+        async with self._session(self._target(url), limits) as session:
+            yield session
 
     async def download(self, url: str, *, limit: int) -> AsyncGenerator[bytes]:
         """The bytes behind `url`, at most `limit` of them. Who stops early must close the iterator.
@@ -225,8 +287,27 @@ class Outbound:
             timeout=limits,
             trust_env=False,
         ) as session:
+            # aiohttp sends a GET, PUT or DELETE again, unasked, when its connection breaks; there is no public way to
+            # say no (3.14). Whoever calls decides what is sent twice.
+            session._retry_connection = False
             with _translated(target.host, gate):
                 yield session
+
+
+class _Sending:
+    """A request's body; it keeps what went wrong with it, which aiohttp does not tell."""
+
+    def __init__(self, pieces: AsyncIterable[bytes]) -> None:
+        self._pieces = pieces
+        self.failure: BaseException | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._pieces:
+                yield piece
+        except Exception as failure:
+            self.failure = failure
+            raise
 
 
 class _Gate:
@@ -259,16 +340,18 @@ def _translated(host: str, gate: _Gate) -> Iterator[None]:
     try:
         yield
     except aiohttp.ClientConnectorDNSError:
-        raise OutboundFailed(f"There is no address of {host}.") from None
+        raise OutboundFailed(f"There is no address of {host}.", sent=False) from None
     except aiohttp.ClientConnectorCertificateError:
-        raise OutboundFailed(f"The certificate of {host} is not valid or not trusted here.") from None
+        raise OutboundFailed(f"The certificate of {host} is not valid or not trusted here.", sent=False) from None
     except aiohttp.ClientConnectorError as error:
         if gate.refusal is not None:
             raise gate.refusal from None
         reason = error.os_error.strerror or type(error.os_error).__name__
-        raise OutboundFailed(f"Could not connect to {host}: {reason}.") from None
+        raise OutboundFailed(f"Could not connect to {host}: {reason}.", sent=False) from None
+    except aiohttp.ConnectionTimeoutError:
+        raise OutboundFailed(f"Could not connect to {host} in time.", sent=False, timed_out=True) from None
     except TimeoutError:
-        raise OutboundFailed(f"{host} did not answer in time.") from None
+        raise OutboundFailed(f"{host} did not answer in time.", timed_out=True) from None
     except aiohttp.ClientPayloadError:
         raise OutboundFailed(f"{host} broke off its answer.") from None
     except (aiohttp.ClientError, OSError):

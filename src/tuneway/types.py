@@ -96,7 +96,13 @@ class JobSpec:
     seed: int = 0
     metadata: Mapping[str, str] | None = None
     integrations: tuple[JsonObject, ...] = ()
-    """Asked for and shown again; the gateway has none, and the job's events say so."""
+    """Asked for and shown again; the gateway itself has none, and the job's events say so."""
+    reinforcement: JsonObject | None = None
+    """Of `reinforcement` only: the object `method.reinforcement` as it was sent, with its grader."""
+    learning_rate: float | None = None
+    """An absolute learning rate, for vendors that know no multiplier."""
+    options: JsonObject = field(default_factory=dict)
+    """A vendor's own fields, under the vendor's names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +119,13 @@ class JobRequest:
     hyperparameters: Hyperparameters = Hyperparameters()
     provider: str | None = None
     integrations: tuple[JsonObject, ...] = ()
+    reinforcement: JsonObject | None = None
+    learning_rate: float | None = None
+    options: JsonObject = field(default_factory=dict)
+    optional: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    """Fields that are an option at some providers and have no effect at others: that option's name, and the value."""
     ignored: tuple[str, ...] = ()
-    """Fields of the request without effect, such as `method.dpo` of a supervised job."""
+    """Fields of the request without effect anywhere, such as `method.dpo` of a supervised job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +147,23 @@ class Progress:
     seconds_left: float | None = None
     train_loss: float | None = None
     valid_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A job at a provider that may be the one that was launched, as its provider shows it."""
+
+    provider_job_id: str
+    created_at: int
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Why a job waits for a person, and what there is to choose from."""
+
+    reason: str
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +189,9 @@ class Job:
     result_files: tuple[str, ...] = ()
     progress: Progress | None = None
     provider_status: str | None = None
+    provider_job_id: str | None = None
+    """What a remote provider calls the job, also when it has ended; `handle` is there only while it holds something."""
+    attention: Attention | None = None
     handle: JobHandle | None = None
     cursor: str | None = None
     attempt: int = 0
@@ -289,12 +320,15 @@ class Permission:
 
 
 class Scope(StrEnum):
-    """What a key may do: look; make and change files and jobs; chat; manage keys, webhooks and permissions."""
+    """What a key may do: look; make and change files and jobs; chat; manage keys, webhooks, permissions and providers;
+    pass requests on to a provider with the caller's own credential.
+    """
 
     READ = "read"
     TUNE = "tune"
     CHAT = "chat"
     ADMIN = "admin"
+    RELAY = "relay"
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +425,28 @@ class Model:
     step_number: int | None
     data_sha256: str
     hyperparameters: Hyperparameters
+    deployment: Deployment | None = None
+    imported: bool = False
+    """Whether it was made before the gateway: deleting it here leaves it where it is."""
+
+    @property
+    def intermediate(self) -> bool:
+        """Whether it is a checkpoint before the last one, which has the name of the tuned model."""
+        return ":ckpt-step-" in self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What serves a tuned model at a vendor, and what that costs.
+
+    `usd_per_hour` is None where it is unknown; `expires_at` is when the vendor removes it by itself, None for never.
+    """
+
+    name: str
+    created_at: int
+    sku: str | None = None
+    usd_per_hour: float | None = None
+    expires_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +467,90 @@ class Page(Generic[T]):
     has_more: bool
 
 
+# ---------------------------------------------------------------------------------------------------- the accounts
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account at a vendor that the operator has configured, without its secrets.
+
+    `options` are the kind's own, as strings; `origin` is "settings" (tuneway.toml) or "store" (`providers add`).
+    """
+
+    name: str
+    kind: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    origin: str = "settings"
+    created_at: int = 0
+
+
+class CircuitState(StrEnum):
+    """`open`: the provider failed again and again and is left alone for a while; `half_open`: one request tries it."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+@dataclass(frozen=True, slots=True)
+class LineState:
+    """How the connections to one provider are doing. Times are in unix seconds."""
+
+    circuit: CircuitState
+    under_way: int
+    concurrency: int
+    timeout_seconds: float
+    answered: Mapping[str, int]
+    """Requests since the start by outcome: "2xx", "3xx", "4xx", "429", "5xx", "failed"."""
+    failures_in_a_row: int = 0
+    resting_until: int | None = None
+    last_error: str | None = None
+
+
+class ImportState(StrEnum):
+    """A `running` import goes on when the gateway starts again."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportCounts:
+    """What an import has stored; `bytes` are those of its files.
+
+    `skipped` are jobs and files that were here before, `still_running` jobs that had not ended and wait for another
+    import.
+    """
+
+    jobs: int = 0
+    events: int = 0
+    checkpoints: int = 0
+    files: int = 0
+    bytes: int = 0
+    models: int = 0
+    skipped: int = 0
+    still_running: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """The reading of one account at a vendor into one project. `problems` are sentences about what could not be read;
+    `error` is why a failed one stopped.
+    """
+
+    seq: int
+    id: str
+    project_id: str
+    created_at: int
+    provider: str
+    state: ImportState = ImportState.RUNNING
+    counts: ImportCounts = ImportCounts()
+    problems: tuple[str, ...] = ()
+    error: str | None = None
+    finished_at: int | None = None
+
+
 # ---------------------------------------------------------------------------------------------- the provider seam
 
 
@@ -424,12 +564,31 @@ class JobHandle:
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """All that a provider needs to start a job. `key` is what `find` will be asked for after a crash."""
+    """All that a provider needs to start a job, or to find it. `key` is what `find` is asked for after a crash."""
 
     key: str
     job: JobSpec
     hyperparameters: Hyperparameters
     attempt: int
+    training_file: str | None = None
+    validation_file: str | None = None
+    """What a remote provider calls the files, see `Provider.send`."""
+    intended_at: int | None = None
+    """When the launch was first intended, in unix seconds."""
+    provider_job_id: str | None = None
+    """Of a job that was launched before and goes on now."""
+    taken: frozenset[str] = frozenset()
+    """The provider's job ids that belong to other jobs of this gateway."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A training or validation file, checked, on its way to a remote provider. `path` has its bytes."""
+
+    path: Path
+    sha256: str
+    bytes: int
+    method: Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,12 +605,12 @@ class ProviderCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What a finished job left behind. `metrics_csv` is the result file, or None where there is none."""
+    """What a finished job left behind. `metrics_csv` is the result file, its path or its bytes; None for none."""
 
     upstream_model: str
-    trained_tokens: int
+    trained_tokens: int | None
     finished_at: int
-    metrics_csv: Path | None
+    metrics_csv: Path | bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +629,9 @@ class JobUpdate:
     result: JobResult | None = None
     error: JobError | None = None
     lost: bool = False
+    hyperparameters: Hyperparameters | None = None
+    """As the provider has resolved them, where it says so."""
+    estimated_finish: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,11 +639,13 @@ class Upstream:
     """Where the chat requests of one model go: an HTTP URL, reached through `socket` where one is given.
 
     `headers` are added to the request (the upstream's credential, the adapter's name) and never shown to a client.
+    `model` is written into the request in place of the client's name of it; None leaves the body as it is.
     """
 
     url: str
     headers: Mapping[str, str]
     socket: Path | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,17 +14,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tuneway import checks, ids
 from tuneway.blobs import Blobs, Receiving
-from tuneway.errors import JobFailure, TunewayError
+from tuneway.errors import JobFailure, ProviderError, ProviderResting, TunewayError, UpstreamError
 from tuneway.files import drop_unneeded
 from tuneway.jobs import paused_event
-from tuneway.providers.base import Provider
+from tuneway.launches import Launches, NotYet
+from tuneway.providers.base import LaunchUnclear, NotServed, Provider
+from tuneway.providers.line import retry_after_seconds
+from tuneway.providers.vendor import is_unknown
 from tuneway.rundir import CHECKPOINTS_KEPT
 from tuneway.store import Store, Tx
 from tuneway.store import files as file_rows
@@ -32,6 +36,7 @@ from tuneway.store import jobs as rows
 from tuneway.store import models as model_rows
 from tuneway.types import (
     TERMINAL_STATUSES,
+    Attention,
     Checkpoint,
     Desired,
     EventLevel,
@@ -39,11 +44,9 @@ from tuneway.types import (
     Hyperparameters,
     Job,
     JobError,
-    JobHandle,
     JobResult,
     JobStatus,
     JobUpdate,
-    LaunchSpec,
     Model,
     NewEvent,
     ProviderCheckpoint,
@@ -62,13 +65,19 @@ TRIES = 6
 LONGEST_WAIT_SECONDS = 60.0
 STALLS = 3
 """Launches in a row that end without a new step before the job fails."""
+LONGEST_RETRY_AFTER_SECONDS = 3600.0
+UNKNOWN_TRIES = 3
+"""How often a provider must say that it does not know a job that is to be cancelled before that is believed."""
 RESULT_PURPOSE = "fine-tune-results"
 RESULT_NAME = "step_metrics.csv"
 
 
 class Worker:
     def __init__(self, store: Store, blobs: Blobs, providers: Mapping[str, Provider], slots: Mapping[str, int]) -> None:
-        """`slots` maps each placement (for now a provider's name) to the jobs that it runs at a time."""
+        """`slots` maps each placement (for now a provider's name) to the jobs that it runs at a time.
+
+        Both may change while it works: an account that is added is worked for from then on.
+        """
         self._store = store
         self._blobs = blobs
         self._providers = providers
@@ -76,20 +85,23 @@ class Worker:
         self._owner = ids.base62(12)
         self._wake = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._told: dict[str, set[str]] = {placement: set() for placement in slots}
+        self._told: defaultdict[str, set[str]] = defaultdict(set)
         self._failures: dict[str, int] = {}
+        self._launches = Launches(store, blobs, providers)
 
     # ----------------------------------------------------------------------------------------------- the scheduler
 
     async def run(self) -> None:
         """Works until it is cancelled; jobs at their providers go on without it."""
         renewal = asyncio.create_task(self._renew_leases())
-        recovered = set()
+        recovered: set[str] = set()
         try:
             while True:
                 self._wake.clear()
                 try:
-                    for placement, slots in self._slots.items():
+                    if not recovered:
+                        await self._tell_unplaced()
+                    for placement, slots in list(self._slots.items()):
                         if placement not in recovered:
                             await self._store.write(rows.recover, placement)
                             recovered.add(placement)
@@ -140,7 +152,7 @@ class Worker:
 
     async def _tell_places(self, placement: str) -> None:
         """An event, once, for each job that has to wait; its place as it changes is the API's to show."""
-        waiting = await self._store.read(rows.queued, placement)
+        waiting = await self._store.read(rows.queued, placement, _now())
         told = self._told[placement] & {job.id for job in waiting}
         for place, job in enumerate((job for job in waiting if job.id not in self._tasks), start=1):
             if job.id not in told:
@@ -148,6 +160,16 @@ class Worker:
                 await self._store.write(rows.add_events, job, [NewEvent("waiting", message, _now())])
                 told.add(job.id)
         self._told[placement] = told
+
+    async def _tell_unplaced(self) -> None:
+        """At start: an event for each job of an account that is not configured any more."""
+        for job in await self._store.read(rows.unplaced, list(self._slots)):
+            message = (
+                f"The provider account '{job.spec.provider}' is not configured here any more, and nobody follows this "
+                "job. It goes on when the account is back."
+            )
+            event = NewEvent(f"unplaced:{_now()}", message, _now(), EventLevel.WARN)
+            await self._store.write(rows.add_events, job, [event])
 
     async def _renew_leases(self) -> None:
         while True:
@@ -164,8 +186,8 @@ class Worker:
             JobStatus.QUEUED: self._launch,
             JobStatus.RUNNING: self._follow,
         }.get(job.status, self._let_go)
-        if job.desired is Desired.PAUSE and job.status not in TERMINAL_STATUSES:
-            step = self._pause
+        if job.desired is not Desired.RUN and job.status not in TERMINAL_STATUSES:
+            step = self._pause if job.desired is Desired.PAUSE else self._stop
         wait = 0.0
         try:
             try:
@@ -175,6 +197,8 @@ class Worker:
                 await self._fail(job, JobError(failure.code or "server_error", failure.message, failure.param))
             except rows.Stale:
                 log.debug("%s ended while it was worked on", job.id)
+            except LaunchUnclear as unclear:
+                await self._ask_a_person(job, unclear)
             except Exception as error:
                 wait = await self._put_off(job, error)
         finally:
@@ -182,19 +206,51 @@ class Worker:
 
     async def _put_off(self, job: Job, error: Exception) -> float:
         """Says what went wrong and gives the seconds until the next try; fails a job that was tried often enough."""
+        if isinstance(error, NotYet):
+            return error.seconds
         failures = self._failures[job.id] = self._failures.get(job.id, 0) + 1
         mistake = "The gateway made a mistake; its log has the details."
         message = error.message if isinstance(error, TunewayError) else mistake
-        log.error("%s: try %d failed: %s", job.id, failures, message, exc_info=error)
-        if failures >= TRIES and job.status not in TERMINAL_STATUSES:
+        ours = not isinstance(error, TunewayError)
+        log.error("%s: try %d failed: %s", job.id, failures, message, exc_info=error if ours else None)
+        if failures >= TRIES and job.status not in TERMINAL_STATUSES and not await self._is_patient(job, error):
             del self._failures[job.id]
             kept = " The checkpoints of its epochs stay usable." if job.progress else ""
             await self._fail(job, JobError("server_error", f"Given up after {TRIES} tries: {message}{kept}"))
             return 0.0
-        wait = min(5.0 * 2.0 ** (failures - 1), LONGEST_WAIT_SECONDS)
-        event = NewEvent(f"put-off:{message}", f"{message} Trying again.", _now(), EventLevel.WARN)
+        wait = min(5.0 * 2.0 ** min(failures - 1, 8), LONGEST_WAIT_SECONDS)
+        if isinstance(error, ProviderError | ProviderResting):
+            asked = retry_after_seconds(error.headers().get("retry-after"))
+            wait = min(max(wait, asked or 0.0), LONGEST_RETRY_AFTER_SECONDS)
+        # One event for each kind of trouble: some vendors write another request's id into every message.
+        kind = f"{type(error).__name__}:{getattr(error, 'status', '')}:{getattr(error, 'code', '')}"
+        key = f"put-off:{kind}" if isinstance(error, UpstreamError) else f"put-off:{message}"
+        event = NewEvent(key, f"{message} Trying again.", _now(), EventLevel.WARN)
         await self._store.write(rows.add_events, job, [event])
         return wait
+
+    async def _is_patient(self, job: Job, error: Exception) -> bool:
+        """Whether the job goes on waiting, however often it was tried.
+
+        For a vendor that refuses for now, or does not answer; and for anything as long as a vendor has the job, or may
+        have it: it does not end because nobody can be asked about it.
+        """
+        if not self._providers[job.spec.provider].capabilities.remote:
+            return False
+        if isinstance(error, UpstreamError):
+            return True
+        current = await self._store.read(rows.get, job.project_id, job.id) or job
+        return current.handle is not None or bool(await self._store.read(rows.intended, job))
+
+    async def _ask_a_person(self, job: Job, unclear: LaunchUnclear) -> None:
+        """Has the job wait until somebody says which of the provider's jobs it is, or that it is none of them."""
+        message = unclear.message
+        if job.desired is Desired.CANCEL:
+            message += " It is to be cancelled: the one that is chosen will be, and if it is none, nothing is started."
+        attention = Attention(message, unclear.candidates)
+        data = {"candidates": [asdict(candidate) for candidate in unclear.candidates]}
+        event = NewEvent(f"attention:{job.fence}", message, _now(), EventLevel.WARN, data=data)
+        await self._store.write(rows.change, job, [event], attention=asdict(attention))
 
     # --------------------------------------------------------------------------------------------------- the steps
 
@@ -206,7 +262,12 @@ class Worker:
 
         preparation = await provider.prepare(job.spec.model, report)
         workplace = provider.workplace(job.id)
-        reports = await checks.check(checks.files_of(job, self._blobs, workplace), preparation)
+        reports = await checks.check(
+            checks.files_of(job, self._blobs, workplace),
+            preparation,
+            method=job.spec.method,
+            refused=sorted(provider.capabilities.refused_features),
+        )
         for found in reports:
             if found.error is not None:
                 await self._fail(job, found.error, {"errors": [*map(asdict, found.errors)], "total": found.n_errors})
@@ -228,59 +289,76 @@ class Worker:
         await self._store.write(rows.change, job, events, status=JobStatus.QUEUED, resolved=chosen)
 
     async def _launch(self, job: Job) -> None:
-        provider = self._providers[job.spec.provider]
         attempt = job.attempt + 1
-        handle = job.handle
-        if handle is None and attempt == 1 and await self._store.read(rows.intended, job):
-            handle = await provider.find(job.id)
-        if handle is None:  # `find` would know a paused job too, and not say that it stands still
-            await self._start(job, attempt=attempt)
-        else:
-            await self._store.write(rows.hold, job, handle)
+        if job.handle is None:
+            await self._launches.start(job, attempt=attempt)
         said = "Fine-tuning job started" if attempt == 1 else f"Fine-tuning job goes on (attempt {attempt})"
         started = NewEvent(f"started:{attempt}", said, _now())
         await self._store.write(rows.change, job, [started], status=JobStatus.RUNNING, attempt=attempt)
 
-    async def _start(self, job: Job, *, attempt: int) -> JobHandle:
-        """Starts the job at its provider: the intent first, then the call, then what confirms it.
-
-        The handle is stored whatever became of the job meanwhile: one that was cancelled must still be stopped.
-        """
-        await self._store.write(rows.intend, job, ids.effect_id(), _now())
-        assert job.resolved is not None  # every job that was checked has numbers
-        spec = LaunchSpec(key=job.id, job=job.spec, hyperparameters=job.resolved, attempt=attempt)
-        handle = await self._providers[job.spec.provider].launch(spec)
-        await self._store.write(rows.hold, job, handle)
-        return handle
-
     async def _follow(self, job: Job) -> None:
         """Polls a running job until it has ended, one way or the other."""
         provider = self._providers[job.spec.provider]
-        handle = job.handle or await self._start(job, attempt=job.attempt)
+        handle = job.handle or await self._launches.start(job, attempt=job.attempt)
         while True:
             update = await provider.poll(handle, job.cursor)
             going = await self._take(job, update)
             if going is None:
                 return
             job = going
+            self._failures.pop(job.id, None)
             if update.lost:
                 job = await self._count_stall(job, update.error)
-                handle = await self._start(job, attempt=job.attempt)
-            await asyncio.sleep(POLL_SECONDS)
+                handle = await self._launches.start(job, attempt=job.attempt)
+            await asyncio.sleep(provider.capabilities.poll_seconds)
             current = await self._store.read(rows.get, job.project_id, job.id)
             if current is None or current.desired is not Desired.RUN or current.status in TERMINAL_STATUSES:
                 return
 
-    async def _pause(self, job: Job) -> None:
-        """Has the provider stop a started job; one that was finished before has a result, which wins."""
+    async def _stop(self, job: Job) -> None:
+        """Has a remote provider cancel the job and waits for its word; one that has finished meanwhile has a result."""
         provider = self._providers[job.spec.provider]
-        handle = job.handle or await provider.find(job.id)
-        if handle is not None:
-            await provider.pause(handle)
-            going = await self._take(job, await provider.poll(handle, job.cursor))
+        handle = job.handle or await self._launches.held(job)
+        if handle is None:
+            await self._end_cancelled(job)
+            return
+        asked = False
+        while True:
+            try:
+                update = await provider.poll(handle, job.cursor)
+            except ProviderError as error:
+                # Nothing is left to be cancelled where a provider keeps saying that it has no such job.
+                if not is_unknown(error) or self._failures.get(job.id, 0) < UNKNOWN_TRIES:
+                    raise
+                await self._end_cancelled(job)
+                return
+            going = await self._take(job, update)
             if going is None:
                 return
             job = going
+            if not asked:
+                await provider.cancel(handle)
+                asked = True
+            else:
+                await asyncio.sleep(provider.capabilities.poll_seconds)
+
+    async def _pause(self, job: Job) -> None:
+        """Has the provider stop a started job; one that was finished before has a result, which wins."""
+        provider = self._providers[job.spec.provider]
+        handle = job.handle or await self._launches.held(job)
+        if handle is not None:
+            if provider.capabilities.remote:
+                await self._store.write(rows.hold, job, handle)
+            await provider.pause(handle)
+            while True:
+                update = await provider.poll(handle, job.cursor)
+                going = await self._take(job, update)
+                if going is None:
+                    return
+                job = going
+                if update.status is JobStatus.PAUSED or not provider.capabilities.remote:
+                    break
+                await asyncio.sleep(provider.capabilities.poll_seconds)  # it bills until it says that it has stopped
         resumed = NewEvent(f"waiting:{job.fence}", "Job was resumed while it stopped; it waits for a place", _now())
         await self._store.write(rows.park, job, paused_event(job), resumed)
 
@@ -295,6 +373,8 @@ class Worker:
             await self._succeed(job, update.result)
         elif update.status is JobStatus.FAILED:
             await self._fail(job, update.error or JobError("server_error", "The provider gave no reason."))
+        elif update.status is JobStatus.CANCELLED:
+            await self._end_cancelled(job)
         else:
             return job
         return None
@@ -304,12 +384,19 @@ class Worker:
         events = list(update.events)
         for checkpoint in update.checkpoints:
             events += self._publish(tx, job, checkpoint)
-            retired += model_rows.retire_checkpoints(tx, job.project_id, job.id, keep=CHECKPOINTS_KEPT, now=_now())
+            if not self._providers[job.spec.provider].capabilities.remote:  # a vendor retires its own
+                keep = CHECKPOINTS_KEPT
+                retired += model_rows.retire_checkpoints(tx, job.project_id, job.id, keep=keep, now=_now())
         values: dict[str, object] = {"cursor": update.cursor, "provider_status": update.provider_status}
         if update.progress is not None:
             values["progress"] = asdict(update.progress)
             if update.progress.seconds_left is not None:
                 values["estimated_finish"] = _now() + round(update.progress.seconds_left)
+        if update.estimated_finish is not None:
+            values["estimated_finish"] = update.estimated_finish
+        if update.hyperparameters is not None:
+            chosen = asdict(update.hyperparameters)
+            values["resolved"] = {name: value for name, value in chosen.items() if value is not None}
         return rows.change(tx, job, events, **values)
 
     def _publish(self, tx: Tx, job: Job, found: ProviderCheckpoint) -> list[NewEvent]:
@@ -355,7 +442,22 @@ class Worker:
     async def _succeed(self, job: Job, result: JobResult) -> None:
         """First the model is callable, then the job says so, in one transaction with everything it leaves behind."""
         model = _model(job, job.planned_model, result.upstream_model, None, result.finished_at)
-        await self._providers[job.spec.provider].settle(model)
+
+        async def report(message: str) -> None:
+            await self._store.write(rows.add_events, job, [NewEvent(f"settle:{message}", message, _now())])
+
+        provider = self._providers[job.spec.provider]
+        try:
+            deployment = await provider.settle(model, report)
+        except (JobFailure, ProviderError) as refused:
+            passing = isinstance(refused, ProviderError) and (refused.passes or not refused.without_effect)
+            if passing or not provider.capabilities.remote:
+                raise
+            # What was trained, and paid for, is not lost because it does not answer: its owner is told what is missing.
+            deployment = refused.deployment if isinstance(refused, NotServed) else None
+            said = f"The job has succeeded at {job.spec.provider}, but its model does not answer yet: {refused.message}"
+            await self._store.write(rows.add_events, job, [NewEvent("not-served", said, _now(), EventLevel.WARN)])
+        model = replace(model, deployment=deployment)
         csv = None if result.metrics_csv is None else await _receive(self._blobs, result.metrics_csv)
         events = [
             NewEvent("model", f"New fine-tuned model created: {model.id}", _now()),
@@ -404,12 +506,19 @@ class Worker:
 
         await self._store.write(store)
 
+    async def _end_cancelled(self, job: Job) -> None:
+        """Its provider says that it is cancelled, or never had it."""
+        event = NewEvent("cancelled", "The job was cancelled", _now())
+        values = {"status": JobStatus.CANCELLED, "desired": Desired.CANCEL, "estimated_finish": None}
+        await self._store.write(rows.change, job, [event], **values)
+
     async def _let_go(self, job: Job) -> None:
         """The job has ended: stops what may still run at its provider and frees what only a running job needs."""
         provider = self._providers[job.spec.provider]
-        handle = job.handle or await provider.find(job.id)
-        if handle is not None and job.status is not JobStatus.SUCCEEDED:
-            await provider.cancel(handle)
+        if not provider.capabilities.remote:  # a vendor's job has ended by its own word
+            handle = job.handle or await self._launches.held(job)
+            if handle is not None and job.status is not JobStatus.SUCCEEDED:
+                await provider.cancel(handle)
         await provider.release(job.id)
 
         def store(tx: Tx) -> None:
@@ -456,10 +565,10 @@ def _result_file(job: Job, csv: Receiving) -> File:
     )
 
 
-async def _receive(blobs: Blobs, path: Path) -> Receiving:
+async def _receive(blobs: Blobs, csv: Path | bytes) -> Receiving:
     received = blobs.receive(limit=2**40)
     try:
-        await received.write(await asyncio.to_thread(path.read_bytes))
+        await received.write(csv if isinstance(csv, bytes) else await asyncio.to_thread(csv.read_bytes))
         await received.sync()
     except BaseException:
         await received.discard()

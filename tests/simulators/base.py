@@ -291,6 +291,8 @@ class Simulator:
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._up.set()
         await self._stopping.wait()
+        for _ in range(3):
+            await asyncio.sleep(0)  # what was just accepted becomes a connection; a closed server would leave it open
         server.close()
         for connection in self._connections():
             connection.shutdown()  # an idle one is closed, any other after its answer

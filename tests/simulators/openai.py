@@ -27,6 +27,19 @@ SNAPSHOTS = {
     "babbage-002": "babbage-002",
     "davinci-002": "davinci-002",
 }
+GRADER_ERRORS = (
+    "formula_parse_error",
+    "invalid_variable_error",
+    "model_grader_parse_error",
+    "model_grader_refusal_error",
+    "model_grader_server_error",
+    "other_error",
+    "python_grader_runtime_error",
+    "python_grader_server_error",
+    "sample_parse_error",
+    "truncated_observation_error",
+    "unresponsive_reward_error",
+)
 
 
 class OpenAISimulator(FilesSimulator):
@@ -325,7 +338,8 @@ class OpenAISimulator(FilesSimulator):
     def run_grader(self, request: Request) -> Answer:
         body = request.object()
         bodies.RUN_GRADER(body, "")
-        metadata = {"name": body["grader"]["name"], "type": body["grader"]["type"], "errors": {}, "scores": {}}
+        errors = dict.fromkeys(GRADER_ERRORS, False)
+        metadata = {"name": body["grader"]["name"], "type": body["grader"]["type"], "errors": errors, "scores": {}}
         metadata |= {"execution_time": 0.01, "token_usage": None, "sampled_model_name": None}
         answer = {"reward": 1.0, "metadata": metadata, "sub_rewards": {}, "model_grader_token_usage_per_model": {}}
         return as_json(answer)

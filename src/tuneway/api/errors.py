@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from tuneway.api.dialect import DIALECT, OPENAI, ORIGINAL_PATH
-from tuneway.errors import InvalidRequest, MethodNotAllowed, TooManyRequests, TunewayError, UnknownField, UnknownRoute
+from tuneway.errors import InvalidRequest, MethodNotAllowed, TunewayError, UnknownField, UnknownRoute, UpstreamError
 
 _SHOWN = 100
 """Characters of a client's value that a message repeats."""
@@ -41,10 +41,9 @@ def render(error: TunewayError, scope: Scope, headers: Mapping[str, str] | None 
     dialect = scope.get(DIALECT, OPENAI)
     body = error.envelope()
     body["error"]["code"] = dialect.code(error)
-    retry = {"x-should-retry": "false"} if error.status in _NO_RETRY else {}
-    if isinstance(error, TooManyRequests):
-        retry = {"retry-after": str(error.retry_after)}
-    return JSONResponse(body, error.status, {**retry, **(headers or {})})
+    ours = error.status in _NO_RETRY and not isinstance(error, UpstreamError)
+    retry = {"x-should-retry": "false"} if ours else {}
+    return JSONResponse(body, error.status, {**retry, **error.headers(), **(headers or {})})
 
 
 async def on_http_exception(request: Request, error: HTTPException) -> Response:

@@ -11,9 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tuneway.dataset.features import Feature
+from tuneway.errors import JobFailure, TunewayError
 from tuneway.types import (
     BaseModel,
+    Candidate,
+    DataFile,
+    Deployment,
     JobHandle,
+    JobRequest,
     JobSpec,
     JobUpdate,
     LaunchSpec,
@@ -22,6 +28,23 @@ from tuneway.types import (
     Resolved,
     Upstream,
 )
+
+
+class LaunchUnclear(TunewayError):
+    """It cannot be told which job at the provider is the one that was launched."""
+
+    def __init__(self, message: str, candidates: tuple[Candidate, ...]) -> None:
+        super().__init__(message)
+        self.candidates = candidates
+
+
+class NotServed(JobFailure):
+    """The tuned model is there and does not answer; `deployment` is what was made for it all the same."""
+
+    def __init__(self, message: str, deployment: Deployment | None = None) -> None:
+        super().__init__(message)
+        self.deployment = deployment
+
 
 Report = Callable[[str], Awaitable[None]]
 """Tells the job's owner a sentence (an event), e.g. that a base model is being fetched."""
@@ -37,6 +60,20 @@ class Capabilities:
     validation_file: bool = False
     metadata: bool = False
     pause: bool = False
+    remote: bool = False
+    """Whether jobs run somewhere else: they bill until their provider says that they ended, and go on without us."""
+    integrations: bool = False
+    learning_rate: bool = False
+    """Whether it takes an absolute learning rate."""
+    options: frozenset[str] = frozenset()
+    """The provider's own fields that a job may set."""
+    refused_features: frozenset[Feature] = frozenset()
+    """What rows of training data must not use, see `dataset.features`."""
+    any_base: bool = False
+    """Whether it tunes other bases than those it lists, when asked for by name."""
+    poll_seconds: float = 0.25
+    settle_seconds: int = 0
+    """How long after a launch was intended its provider may still be about to show it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +92,7 @@ class Provider(Protocol):
     """See the module.
 
     Every method may raise `UpstreamError`, which the worker retries with back-off, and those that carry a job forward
-    may raise `JobFailure`, which ends the job.
+    may raise `JobFailure`, which ends the job. What a `ProviderError` refuses without effect ends a launch as well.
     """
 
     name: str
@@ -63,6 +100,18 @@ class Provider(Protocol):
 
     def base_models(self) -> Sequence[BaseModel]:
         """What can be tuned here, best first."""
+        ...
+
+    def check(self, request: JobRequest, base: str) -> None:
+        """Raises InvalidRequest, naming the field, for what `capabilities` do not tell and the provider cannot take."""
+        ...
+
+    async def send(self, file: DataFile, known: str | None) -> str | None:
+        """Puts a file where the job will read it and returns the provider's id of it; None where files are read here.
+
+        `known` is what an earlier call for the same bytes returned: it is given back where it still stands. Called
+        again after a crash, it finds what it sent.
+        """
         ...
 
     async def prepare(self, base: str, report: Report) -> Preparation:
@@ -80,12 +129,16 @@ class Provider(Protocol):
     async def launch(self, spec: LaunchSpec) -> JobHandle:
         """Starts the job, once per key and attempt: launching what already runs returns its handle.
 
-        A job that was paused goes on, as a new attempt, from where `pause` left it.
+        A job that was paused goes on, as a new attempt, from where `pause` left it. A remote provider sends what starts
+        it once: whoever calls again after a failure or a crash asks `find` first.
         """
         ...
 
-    async def find(self, key: str) -> JobHandle | None:
-        """The job that was launched by `key`, whether it runs or has ended; None when there was none."""
+    async def find(self, spec: LaunchSpec) -> JobHandle | None:
+        """The job that was launched by `spec.key`, whether it runs or has ended; None when there was none.
+
+        Raises LaunchUnclear where there is more than one that it may be.
+        """
         ...
 
     async def poll(self, handle: JobHandle, cursor: str | None) -> JobUpdate:
@@ -110,8 +163,10 @@ class Provider(Protocol):
         """
         ...
 
-    async def settle(self, model: Model) -> None:
-        """Makes the model callable and proves it by one token; only then does its job succeed."""
+    async def settle(self, model: Model, report: Report) -> Deployment | None:
+        """Makes the model callable and proves it; only then does its job succeed. Returns what serves it, where that is
+        something of its own which costs.
+        """
         ...
 
     async def upstream(self, base: str, model: Model | None) -> Upstream:

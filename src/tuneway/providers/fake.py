@@ -24,8 +24,10 @@ from tuneway.providers.base import Capabilities, Preparation, Report
 from tuneway.types import (
     AUTO,
     BaseModel,
+    DataFile,
     Hyperparameters,
     JobHandle,
+    JobRequest,
     JobResult,
     JobSpec,
     JobStatus,
@@ -63,6 +65,12 @@ class Fake:
     def base_models(self) -> Sequence[BaseModel]:
         return [BaseModel(BASE, self.name, "Answers with your last message turned round; trains in no time.", 0)]
 
+    def check(self, request: JobRequest, base: str) -> None:
+        """Its capabilities tell all."""
+
+    async def send(self, file: DataFile, known: str | None) -> None:
+        """Files are read where they are."""
+
     async def prepare(self, base: str, report: Report) -> Preparation:
         return Preparation(CONTEXT_LENGTH)
 
@@ -87,8 +95,8 @@ class Fake:
         self._paused(spec.key).unlink(missing_ok=True)
         return JobHandle(self.name, spec.key)
 
-    async def find(self, key: str) -> JobHandle | None:
-        return JobHandle(self.name, key) if self._csv(key).exists() else None
+    async def find(self, spec: LaunchSpec) -> JobHandle | None:
+        return JobHandle(self.name, spec.key) if self._csv(spec.key).exists() else None
 
     async def poll(self, handle: JobHandle, cursor: str | None) -> JobUpdate:
         """Every look sees a step more, the last one the result too; a paused job stays where it is."""
@@ -125,7 +133,7 @@ class Fake:
         self._csv(key).unlink(missing_ok=True)
         self._paused(key).unlink(missing_ok=True)
 
-    async def settle(self, model: Model) -> None:
+    async def settle(self, model: Model, report: Report) -> None:
         await self.upstream(model.base, model)
 
     async def upstream(self, base: str, model: Model | None) -> Upstream:

@@ -33,7 +33,7 @@ T = TypeVar("T")
 Tx = Connection
 """What a function given to `write` or `read` gets: a connection inside its transaction."""
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration. Alembic is imported only when the database is not at it: that saves a tenth of the start."""
 
 _READERS = 4

@@ -19,6 +19,8 @@ from tuneway.store import tell, webhooks
 from tuneway.store.schema import effects, idempotency_keys, job_events, jobs
 from tuneway.types import (
     TERMINAL_STATUSES,
+    Attention,
+    Candidate,
     Desired,
     EventLevel,
     Hyperparameters,
@@ -50,7 +52,7 @@ def insert(
 
     `key_id` and `request_sha256` say who asked for it and what exactly, see `job_of_request`.
     """
-    spec = asdict(job.spec)
+    spec = asdict(job.spec) | {"options": dict(job.spec.options)}
     (seq,) = tx.execute(
         jobs.insert().values(
             id=job.id,
@@ -106,9 +108,10 @@ def queue_position(tx: Connection, job: Job) -> int:
     return (tx.scalar(ahead) or 0) + 1
 
 
-def queued(tx: Connection, placement: str) -> list[Job]:
-    """Those that wait, first come first."""
-    query = select(jobs).where(jobs.c.placement == placement, jobs.c.status == JobStatus.QUEUED).order_by(jobs.c.seq)
+def queued(tx: Connection, placement: str, now: int) -> list[Job]:
+    """Those that wait for a place, first come first; not those that wait for their next try, or for a person."""
+    query = select(jobs).where(jobs.c.placement == placement, jobs.c.status == JobStatus.QUEUED)
+    query = query.where(jobs.c.lease_until <= now, jobs.c.attention.is_(None)).order_by(jobs.c.seq)
     return [_job(row) for row in tx.execute(query)]
 
 
@@ -150,7 +153,9 @@ def cancel(tx: Connection, project: str, job_id: str, event: NewEvent) -> Job | 
     row = tx.execute(
         update(jobs)
         .where(jobs.c.project_id == project, jobs.c.id == job_id, jobs.c.status.not_in(TERMINAL_STATUSES))
-        .values(status=JobStatus.CANCELLED, desired=Desired.CANCEL, estimated_finish=None)
+        .values(
+            status=JobStatus.CANCELLED, desired=Desired.CANCEL, estimated_finish=None, attention=None, lease_until=0
+        )
         .returning(jobs)
     ).one_or_none()
     if row is None:
@@ -161,6 +166,18 @@ def cancel(tx: Connection, project: str, job_id: str, event: NewEvent) -> Job | 
     return job
 
 
+def wish_cancelled(tx: Connection, job: Job, event: NewEvent) -> Job:
+    """Has the owner want `job`, as it is in this transaction, cancelled; it ends when its provider says so.
+
+    A job that waits, for a person or for its next try, waits no longer.
+    """
+    values: dict[str, Any] = {"desired": Desired.CANCEL, "attention": None}
+    if job.status is JobStatus.PAUSED:
+        values["status"] = JobStatus.RUNNING
+    tx.execute(update(jobs).where(jobs.c.seq == job.seq).values(lease_until=0))
+    return change(tx, job, [event], **values)
+
+
 def pause(tx: Connection, job: Job, event: NewEvent) -> Job:
     """Has the owner want `job`, as it is in this transaction, paused.
 
@@ -169,7 +186,9 @@ def pause(tx: Connection, job: Job, event: NewEvent) -> Job:
     """
     started = tx.scalar(select(_started()).where(jobs.c.seq == job.seq))
     values: dict[str, Any] = {"desired": Desired.PAUSE}
-    if not started:
+    if started:
+        tx.execute(update(jobs).where(jobs.c.seq == job.seq).values(lease_until=0))  # it may wait for its next try
+    else:
         values |= {"status": JobStatus.PAUSED, "fence": job.fence + 1, "lease_owner": None, "lease_until": 0}
     return change(tx, job, () if started else [event], **values)
 
@@ -226,7 +245,7 @@ def claim(
     That is: at most `checks` jobs whose files are being checked, queued ones while fewer than `slots` are started,
     started ones, and ended ones that were not released yet. A job that waits for its next try holds no place.
     """
-    here = (jobs.c.placement == placement) & (jobs.c.released == 0)
+    here = (jobs.c.placement == placement) & (jobs.c.released == 0) & jobs.c.attention.is_(None)
     leased = (jobs.c.lease_until > now) & jobs.c.lease_owner.is_not(None)
     free = (jobs.c.lease_until <= now) & jobs.c.id.not_in(carried)
     started = _started()
@@ -288,17 +307,55 @@ def intend(tx: Connection, job: Job, effect_id: str, now: int) -> None:
         state="intent",
         created_at=now,
     )
-    tx.execute(statement.on_conflict_do_update(index_elements=["job_id", "kind", "key"], set_={"state": "intent"}))
+    again = {"state": "intent", "created_at": now, "unclear_at": None}
+    tx.execute(statement.on_conflict_do_update(index_elements=["job_id", "kind", "key"], set_=again))
 
 
-def intended(tx: Connection, job: Job) -> bool:
-    """Whether a launch was begun and never confirmed: the provider must be asked before anything is sent again."""
-    return bool(tx.scalar(select(_has_open_launch()).where(jobs.c.id == job.id).select_from(jobs)))
+def intended(tx: Connection, job: Job) -> int | None:
+    """When a launch was begun that was never confirmed, in unix seconds: the provider must be asked before anything is
+    sent again. None where there is none.
+    """
+    return tx.scalar(select(effects.c.created_at).where(_open_launch(job)))
+
+
+def leave_unclear(tx: Connection, job: Job, now: int) -> None:
+    """The call that was intended ended without an answer that tells whether it had its effect."""
+    tx.execute(update(effects).where(_open_launch(job)).values(unclear_at=now))
+
+
+def unclear_since(tx: Connection, job: Job) -> int | None:
+    """When the last call that may have had its effect began, or ended where that is known; in unix seconds."""
+    row = tx.execute(select(effects.c.created_at, effects.c.unclear_at).where(_open_launch(job))).one_or_none()
+    return None if row is None else max(row.created_at, row.unclear_at or 0)
+
+
+def take_back(tx: Connection, job: Job) -> None:
+    """The launch that was intended has surely had no effect."""
+    tx.execute(update(effects).where(_open_launch(job)).values(state="released"))
+
+
+def upstream_jobs(tx: Connection, provider: str, *, but: str) -> frozenset[str]:
+    """What the provider calls the jobs that are ours, except the job `but`."""
+    query = select(jobs.c.upstream_job_id).where(jobs.c.provider == provider, jobs.c.id != but)
+    return frozenset(tx.scalars(query.where(jobs.c.upstream_job_id.is_not(None))))
+
+
+def unended(tx: Connection, provider: str) -> int:
+    """How many jobs of the provider have not ended, or were not tidied up behind their end."""
+    query = select(func.count()).select_from(jobs)
+    return tx.scalar(query.where(jobs.c.provider == provider, jobs.c.released == 0)) or 0
+
+
+def unplaced(tx: Connection, placements: Collection[str]) -> list[Job]:
+    """Those that have not ended and have a place that is none of these."""
+    query = select(jobs).where(jobs.c.status.not_in(TERMINAL_STATUSES), jobs.c.placement.not_in(placements))
+    return [_job(row) for row in tx.execute(query)]
 
 
 def hold(tx: Connection, job: Job, handle: JobHandle) -> None:
     """Confirms the launch. Stored whatever became of the job meanwhile: a cancelled one must still be stopped."""
-    tx.execute(update(jobs).where(jobs.c.id == job.id).values(provider_job_id=handle.provider_job_id))
+    known = {"provider_job_id": handle.provider_job_id, "upstream_job_id": handle.provider_job_id}
+    tx.execute(update(jobs).where(jobs.c.id == job.id).values(known))
     tx.execute(update(effects).where(effects.c.job_id == job.id, effects.c.kind == LAUNCH).values(state="confirmed"))
 
 
@@ -311,6 +368,10 @@ def let_go(tx: Connection, job: Job) -> None:
 def _started() -> ColumnElement[bool]:
     """Of a job that holds a place at its provider, or may do so."""
     return (jobs.c.status == JobStatus.RUNNING) | jobs.c.provider_job_id.is_not(None) | _has_open_launch()
+
+
+def _open_launch(job: Job) -> ColumnElement[bool]:
+    return (effects.c.job_id == job.id) & (effects.c.kind == LAUNCH) & (effects.c.state == "intent")
 
 
 def _has_open_launch() -> ColumnElement[bool]:
@@ -445,6 +506,9 @@ def _job(row: Row[Any]) -> Job:
             seed=row.seed,
             metadata=row.metadata,
             integrations=tuple(row.integrations or ()),
+            reinforcement=row.reinforcement,
+            learning_rate=row.learning_rate,
+            options=row.options,
         ),
         status=JobStatus(row.status),
         training_sha256=row.training_sha256,
@@ -461,6 +525,8 @@ def _job(row: Row[Any]) -> Job:
         result_files=tuple(row.result_files),
         progress=Progress(**row.progress) if row.progress else None,
         provider_status=row.provider_status,
+        provider_job_id=row.upstream_job_id,
+        attention=_attention(row.attention),
         handle=JobHandle(row.provider, row.provider_job_id) if row.provider_job_id else None,
         cursor=row.cursor,
         attempt=row.attempt,
@@ -468,6 +534,12 @@ def _job(row: Row[Any]) -> Job:
         stalled_at_step=row.stalled_at_step,
         fence=row.fence,
     )
+
+
+def _attention(found: Mapping[str, Any] | None) -> Attention | None:
+    if found is None:
+        return None
+    return Attention(found["reason"], tuple(Candidate(**candidate) for candidate in found["candidates"]))
 
 
 def _event(row: Row[Any]) -> JobEvent:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select, update
 
-from tuneway.store.schema import keys, webhooks
+from tuneway.store.schema import accounts, keys, webhooks
 from tuneway.types import Key, Scope
 
 
@@ -35,7 +35,7 @@ def every(tx: Connection, project: str | None) -> list[Key]:
 
 def depend_on_vault(tx: Connection) -> bool:
     """Whether anything is stored that only the vault's secret makes usable."""
-    return any(tx.execute(select(table.c.seq).limit(1)).first() for table in (keys, webhooks))
+    return any(tx.execute(select(table.c.seq).limit(1)).first() for table in (keys, webhooks, accounts))
 
 
 def revoke(tx: Connection, project: str | None, key_id: str, now: int) -> Key | None:

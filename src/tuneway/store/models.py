@@ -10,24 +10,28 @@ from sqlalchemy import Connection, Row, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
 
 from tuneway.store.schema import checkpoints, models
-from tuneway.types import Checkpoint, Hyperparameters, Model, Page
+from tuneway.types import Checkpoint, Deployment, Hyperparameters, Model, Page
 
 
 def insert(tx: Connection, model: Model) -> None:
-    """Stores the model; storing the same name again only moves it to its new `upstream_model`."""
-    values = asdict(model)
+    """Stores the model; storing the same name again only moves it to its new `upstream_model` and `deployment`."""
+    values = asdict(model) | {"imported": int(model.imported)}
     del values["seq"]
     statement = insert_or_ignore(models).values(values)
-    tx.execute(
-        statement.on_conflict_do_update(
-            index_elements=[models.c.id], set_={"upstream_model": statement.excluded.upstream_model}
-        )
-    )
+    moved = {name: statement.excluded[name] for name in ("upstream_model", "deployment")}
+    tx.execute(statement.on_conflict_do_update(index_elements=[models.c.id], set_=moved))
 
 
 def get(tx: Connection, project: str, name: str) -> Model | None:
     row = tx.execute(_alive(project).where(models.c.id == name)).one_or_none()
     return None if row is None else _model(row)
+
+
+def belongs_to_others(tx: Connection, project: str, provider: str, upstream: str) -> bool:
+    """Whether what the provider calls `upstream` was tuned by other projects, and not by this one."""
+    called = (models.c.upstream_model == upstream) | (models.c.deployment["name"].as_string() == upstream)
+    owners = set(tx.scalars(select(models.c.project_id).where(models.c.provider == provider, called)))
+    return bool(owners) and project not in owners
 
 
 def every(tx: Connection, project: str) -> list[Model]:
@@ -101,6 +105,8 @@ def _model(row: Row[Any]) -> Model:
         step_number=row.step_number,
         data_sha256=row.data_sha256,
         hyperparameters=Hyperparameters(**hyperparameters),
+        deployment=None if row.deployment is None else Deployment(**row.deployment),
+        imported=bool(row.imported),
     )
 
 

@@ -5,7 +5,7 @@ Every table has a project, an integer `seq` that lists are ordered by (clocks ju
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Column, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Column, Float, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
 
 metadata = MetaData()
 
@@ -85,6 +85,13 @@ jobs = Table(
     Column("request_sha256", String),
     Column("integrations", JSON(none_as_null=True)),
     Column("deleted_at", BigInteger),
+    # of jobs at vendors; `upstream_job_id` stays when the job has ended
+    Column("upstream_job_id", String),
+    Column("attention", JSON(none_as_null=True)),
+    Column("reinforcement", JSON(none_as_null=True)),
+    Column("learning_rate", Float),
+    Column("options", JSON, nullable=False, server_default="{}"),
+    Column("imported", Integer, nullable=False, server_default="0"),
     Index("jobs_by_project", "project_id", "seq"),
     Index("jobs_at_work", "released", "placement", "status"),
     Index("jobs_by_request", "project_id", "request_sha256"),
@@ -139,6 +146,8 @@ models = Table(
     Column("data_sha256", String, nullable=False),
     Column("hyperparameters", JSON, nullable=False),
     Column("deleted_at", BigInteger),
+    Column("deployment", JSON(none_as_null=True)),
+    Column("imported", Integer, nullable=False, server_default="0"),
     Index("models_by_project", "project_id", "seq"),
     sqlite_autoincrement=True,
 )
@@ -155,6 +164,8 @@ effects = Table(
     Column("key", String, nullable=False),
     Column("state", String, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    # when the last call ended without an answer that tells
+    Column("unclear_at", BigInteger),
     UniqueConstraint("job_id", "kind", "key", name="effects_once"),
     Index("effects_by_state", "state"),
     sqlite_autoincrement=True,
@@ -294,5 +305,57 @@ deliveries = Table(
     Column("delivered_at", BigInteger),
     Index("deliveries_by_webhook", "webhook_id", "seq"),
     Index("deliveries_by_state", "state", "next_at"),
+    sqlite_autoincrement=True,
+)
+
+# ------------------------------------------------------------------------------------------------- since migration 0003
+
+# An account at a vendor that was added by `tuneway providers add`; those of tuneway.toml are not here. They are the
+# operator's, in the operator's project, and all projects use them. `sealed_secrets` is encrypted for this row alone.
+accounts = Table(
+    "accounts",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("name", String, nullable=False, unique=True),
+    Column("kind", String, nullable=False),
+    Column("options", JSON, nullable=False),
+    Column("sealed_secrets", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# What a provider calls the bytes that were sent to it, so that they are sent once. Known by content, not by project:
+# the account is the operator's, and no project is ever shown the vendor's id of another's file.
+sent_files = Table(
+    "sent_files",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("provider", String, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("form", String, nullable=False),
+    Column("upstream_file_id", String, nullable=False),
+    UniqueConstraint("provider", "sha256", "form", name="sent_files_once"),
+    sqlite_autoincrement=True,
+)
+
+# What `tuneway import` has read of an account; `state` goes running → done or failed, and it goes on where it was.
+imports = Table(
+    "imports",
+    metadata,
+    _seq(),
+    Column("id", String, nullable=False, unique=True),
+    Column("project_id", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("provider", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("counts", JSON, nullable=False),
+    Column("problems", JSON, nullable=False),
+    Column("error", Text),
+    Column("finished_at", BigInteger),
     sqlite_autoincrement=True,
 )

@@ -27,10 +27,12 @@ from tuneway.rundir import Control, RunDir, RunSpec
 from tuneway.types import (
     AUTO,
     BaseModel,
+    DataFile,
     EventLevel,
     Hyperparameters,
     JobError,
     JobHandle,
+    JobRequest,
     JobResult,
     JobSpec,
     JobStatus,
@@ -69,6 +71,12 @@ class Local:
         entries = self._catalogue.entries.values()
         return [BaseModel(entry.name, self.name, entry.description, entry.created) for entry in entries]
 
+    def check(self, request: JobRequest, base: str) -> None:
+        """Its capabilities tell all."""
+
+    async def send(self, file: DataFile, known: str | None) -> None:
+        """Files are read where they are."""
+
     async def prepare(self, base: str, report: Report) -> Preparation:
         _need_modules()
         folder = await self._catalogue.ready(base, report)
@@ -104,8 +112,8 @@ class Local:
             self._executor.start(run)
         return JobHandle(self.name, spec.key)
 
-    async def find(self, key: str) -> JobHandle | None:
-        return JobHandle(self.name, key) if self._run(key).spec() is not None else None
+    async def find(self, spec: LaunchSpec) -> JobHandle | None:
+        return JobHandle(self.name, spec.key) if self._run(spec.key).spec() is not None else None
 
     async def poll(self, handle: JobHandle, cursor: str | None) -> JobUpdate:
         run = self._run(handle.provider_job_id)
@@ -153,7 +161,7 @@ class Local:
         with contextlib.suppress(OSError):
             run.path.rmdir()  # of a job that was never launched
 
-    async def settle(self, model: Model) -> None:
+    async def settle(self, model: Model, report: Report) -> None:
         await self._engines.settle(await self._base(model.base), self._adapter(model))
 
     async def upstream(self, base: str, model: Model | None) -> Upstream:
