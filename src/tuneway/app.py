@@ -21,6 +21,7 @@ import uvicorn
 import uvloop
 
 from tuneway import __version__, api
+from tuneway.accounts import Accounts
 from tuneway.api import keys as key_routes
 from tuneway.api.protocol import Protocol
 from tuneway.blobs import Blobs
@@ -28,6 +29,7 @@ from tuneway.completions import Completions
 from tuneway.errors import StartError
 from tuneway.files import Files
 from tuneway.graders import Graders
+from tuneway.imports import Imports
 from tuneway.jobs import Jobs
 from tuneway.keys import OPERATOR, Keys
 from tuneway.models import Models
@@ -40,7 +42,9 @@ from tuneway.providers.local.catalogue import ENTRIES, Catalogue, Entry, OnDisk
 from tuneway.providers.local.engines import Engines
 from tuneway.providers.local.executor import Executor
 from tuneway.providers.local.provider import available_threads
+from tuneway.providers.registry import HOSTS, KINDS
 from tuneway.proxy import Proxy
+from tuneway.relay import Relay
 from tuneway.settings import Settings
 from tuneway.store import Store
 from tuneway.uploads import Uploads
@@ -67,16 +71,25 @@ class Gateway:
         slots = {"local": settings.running_jobs, "fake": FAKE_JOBS}
         self.worker = Worker(self.store, self.blobs, self.providers, slots)
         self.outbound = Outbound(settings.outbound_hosts)
+        # Webhooks and imports never reach the vendors' hosts, unless the operator allows it; providers do.
+        to_providers = Outbound([*HOSTS, *settings.outbound_hosts])
+        self.accounts = Accounts(
+            self.store, self.vault, KINDS, to_providers.exchange, providers=self.providers, slots=slots
+        )
+        self.accounts.configure(list(settings.providers.values()))
+        _put_first(self.providers, settings.default_provider)
         self.files = Files(self.store, self.blobs, self.outbound, max_bytes=settings.max_file_bytes)
         self.uploads = Uploads(self.store, self.blobs, max_bytes=settings.max_upload_bytes)
         self.models = Models(self.store, self.providers, settings.model_map)
         self.completions = Completions(self.store, self.files)
-        self.proxy = Proxy(self.models.route, self.completions.record)
+        self.proxy = Proxy(self.models.route, self.completions.record, to_providers)
+        self.relay = Relay(KINDS, to_providers.exchange, allowed=settings.relay)
         self.jobs = Jobs(
             self.store, self.models, self.providers, wake=self.worker.wake, interrupt=self.worker.interrupt
         )
         self.keys = Keys(self.store, self.vault, required=settings.auth)
         self.webhooks = Webhooks(self.store, self.vault, self.outbound)
+        self.imports = Imports(self.store, self.blobs, self.accounts)
         self.ready = False
         self.app = api.build(
             api.Services(
@@ -90,7 +103,10 @@ class Gateway:
                 permissions=Permissions(self.store),
                 webhooks=self.webhooks,
                 graders=Graders(self.proxy.complete, python_graders=settings.python_graders),
+                accounts=self.accounts,
+                imports=self.imports,
                 ready=lambda: self.ready,
+                relay=self.relay,
             ),
             api.ApiSettings(
                 auth=settings.auth,
@@ -106,7 +122,9 @@ class Gateway:
         self.blobs.open()
         await asyncio.to_thread(self.store.open)
         self.vault.open(create=not await self.keys.depend_on_vault())
+        await self.accounts.open()
         await self.files.sweep()
+        await self.imports.open()
         running = (self.worker.run(), self.webhooks.run(), self._expire_files())
         tasks = [asyncio.create_task(task) for task in running]
         self.ready = True
@@ -117,6 +135,7 @@ class Gateway:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.imports.close()
             await self.files.close()
             for provider in self.providers.values():
                 await provider.close()
@@ -132,12 +151,20 @@ class Gateway:
             await asyncio.sleep(60)
 
 
-def _providers(settings: Settings) -> Mapping[str, Provider]:
-    """By name, the default one first: its bases are meant where two providers have one of a name."""
-    providers: dict[str, Provider] = {"local": _local(settings), "fake": Fake(settings.data / "fake")}
-    if settings.default_provider not in providers:
-        raise StartError(f"There is no provider {settings.default_provider!r}; known are {', '.join(providers)}.")
-    return {settings.default_provider: providers.pop(settings.default_provider), **providers}
+def _providers(settings: Settings) -> dict[str, Provider]:
+    """Those that need no account, by name."""
+    for name in ("local", "fake"):
+        if name in settings.providers:
+            raise StartError(f"The setting 'providers' is not valid: the name {name!r} is taken.")
+    return {"local": _local(settings), "fake": Fake(settings.data / "fake")}
+
+
+def _put_first(providers: dict[str, Provider], name: str) -> None:
+    """Its bases are meant where two providers have one of a name. Raises StartError."""
+    if name not in providers:
+        raise StartError(f"There is no provider {name!r}; known are {', '.join(providers)}.")
+    others = {other: providers.pop(other) for other in list(providers) if other != name}
+    providers.update(others)
 
 
 def _local(settings: Settings) -> Local:

@@ -10,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, NoReturn, Protocol
 
 import aiohttp
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
+from yarl import URL
 
 from tuneway.errors import InvalidRequest, TooManyRequests, TunewayError, UpstreamBroken, UpstreamError
+from tuneway.outbound import Outbound
+from tuneway.providers.line import refusal, without_secrets
 from tuneway.types import Route, Upstream
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+FindUpstream = Callable[[], Awaitable[Upstream]]
 FindRoute = Callable[[str, str], Awaitable[Route]]
 
 
@@ -89,6 +93,7 @@ class Peek(msgspec.Struct):
 
 
 _peek = msgspec.json.Decoder(Peek)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _WRONG = re.compile(r"(?P<what>.*) - at (?P<key>`key` in )?`\$\.(?P<param>\w+).*`")
 
 
@@ -116,15 +121,43 @@ def _wrong_field(said: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid '{param}': {what}.", param=param, code=code)
 
 
+class _Named(msgspec.Struct):
+    model: str | UnsetType = UNSET
+
+
+_model = msgspec.json.Decoder(_Named)
+
+
+def peek_model(body: bytes) -> str:
+    """The model of a request of which the rest is not the gateway's to judge. Raises InvalidRequest."""
+    try:
+        found = _model.decode(body).model
+    except msgspec.ValidationError as error:
+        raise _wrong_field(str(error)) from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+    if found is UNSET:
+        raise _no_model()
+    return found
+
+
+def _no_model() -> InvalidRequest:
+    return InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
+
+
 class Proxy:
     """`find_route` takes a project and a model name; it may start what serves the model, and may be cancelled.
 
-    Without `record` nothing is stored, and a request that asks for it is refused.
+    Without `record` nothing is stored, and a request that asks for it is refused. Upstreams that are not sockets of
+    this machine are reached through `outbound`, which decides about their hosts.
     """
 
-    def __init__(self, find_route: FindRoute, record: Record | None = None) -> None:
+    def __init__(self, find_route: FindRoute, record: Record | None = None, outbound: Outbound | None = None) -> None:
         self._find_route = find_route
         self._record = record
+        self._outbound = outbound
 
     async def answer(
         self,
@@ -145,21 +178,21 @@ class Proxy:
         asked = peek(body)
         if model is None:
             if asked.model is UNSET:
-                raise InvalidRequest(
-                    "Missing required parameter: 'model'.", param="model", code="missing_required_parameter"
-                )
+                raise _no_model()
             model = asked.model
         recording = await self._recording(project, body) if asked.store else None
-        answering = asyncio.create_task(self._answer(project, model, body, headers, send, recording))
-        leaving = asyncio.create_task(_client_left(receive))
-        try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                await answering
-        finally:
-            answering.cancel()
-            leaving.cancel()
-            await asyncio.gather(answering, leaving, return_exceptions=True)
+        found = self._finder(project, model)
+        await until_left(self._answer(found, body, headers, send, recording, project), receive)
+
+    async def relay(
+        self, upstream: Upstream, body: bytes, headers: Mapping[str, str], receive: Receive, send: Send
+    ) -> None:
+        """As `answer`, for an upstream that the caller has chosen: the same bytes both ways, and nothing is stored."""
+
+        async def there() -> Upstream:
+            return upstream
+
+        await until_left(self._answer(there, body, headers, send, None), receive)
 
     async def complete(self, project: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a chat request of the gateway's own; `body` has a model and no `stream`.
@@ -167,7 +200,8 @@ class Proxy:
         Raises what `find_route` does; InvalidRequest, TooManyRequests or UpstreamError with the upstream's words.
         """
         headers = {"accept": "application/json", "content-type": "application/json"}
-        async with self._asked(project, body["model"], msgspec.json.encode(body), headers) as response:
+        found = self._finder(project, body["model"])
+        async with self._asked(found, msgspec.json.encode(body), headers, project) as (response, _):
             answer = await _read(response)
             status = response.status
         try:
@@ -185,53 +219,108 @@ class Proxy:
             raise InvalidRequest("'store' is not supported here.", param="store", code="unsupported_parameter")
         return await self._record(project, body)
 
+    def _finder(self, project: str, model: str) -> FindUpstream:
+        async def find() -> Upstream:
+            return (await self._find_route(project, model)).upstream
+
+        return find
+
     async def _answer(
         self,
-        project: str,
-        model: str,
+        find: FindUpstream,
         body: bytes,
         headers: Mapping[str, str],
         send: Send,
         recording: Recording | None,
+        project: str | None = None,
     ) -> None:
         passed_on = {name: value for name, value in headers.items() if name in REQUEST_HEADERS}
-        async with self._asked(project, model, body, passed_on) as response:
-            await _pass_on(response, send, recording)
+        async with self._asked(find, body, passed_on, project) as (response, upstream):
+            if response.status >= 300 and upstream.socket is None and self._outbound is not None:
+                await _pass_refusal_on(response, upstream, send)
+            else:
+                await _pass_on(response, send, recording)
 
     @asynccontextmanager
     async def _asked(
-        self, project: str, model: str, body: bytes, headers: Mapping[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        self, find: FindUpstream, body: bytes, headers: Mapping[str, str], project: str | None
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, Upstream]]:
         """The upstream's response, as far as its headers; what breaks from here on is an UpstreamBroken."""
         async with AsyncExitStack() as stack:
             for last_try in (False, True):
-                upstream = (await self._find_route(project, model)).upstream
+                upstream = await find()
                 # Engines of this gateway keep projects apart; nobody else is told of them.
-                ours = {} if upstream.socket is None else {"x-tuneway-project": project}
+                ours = {} if upstream.socket is None or project is None else {"x-tuneway-project": project}
+                sent = body if upstream.model is None else with_model(body, upstream.model)
                 try:
-                    session = await stack.enter_async_context(_session(upstream))
+                    session = await stack.enter_async_context(self._session(upstream))
                     response = await stack.enter_async_context(
                         session.post(
-                            upstream.url,
+                            URL(upstream.url, encoded=True),
                             # In pieces: aiohttp writes a body given as bytes in one go, however large.
-                            data=_pieces(body),
-                            headers={**headers, "content-length": str(len(body)), **ours, **upstream.headers},
+                            data=_pieces(sent),
+                            headers={**headers, "content-length": str(len(sent)), **ours, **upstream.headers},
                             allow_redirects=False,
                         )
                     )
                     break
-                except aiohttp.ClientConnectorError as error:
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    if upstream.socket is None and self._outbound is not None:
+                        raise  # `outbound` says what it is
+                    if not isinstance(error, aiohttp.ClientConnectorError):
+                        raise UpstreamBroken from error
                     # Nothing was sent: the engine ended between the route and the connection. The route starts another.
                     if last_try:
                         raise UpstreamBroken(
                             "The server of this model does not answer. Send the request again."
                         ) from error
-                except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                    raise UpstreamBroken from error
             try:
-                yield response
+                yield response, upstream
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise UpstreamBroken from error
+
+    def _session(self, upstream: Upstream) -> AbstractAsyncContextManager[aiohttp.ClientSession]:
+        """Without a word of its own in the request's headers."""
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+        if upstream.socket is None and self._outbound is not None:
+            return self._outbound.session(upstream.url, limits)
+        return _session(upstream, limits)
+
+
+async def until_left(answer: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Runs `answer` to its end, or until the client leaves; then it is cancelled."""
+    answering = asyncio.create_task(answer)
+    leaving = asyncio.create_task(_client_left(receive))
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            await answering
+    finally:
+        answering.cancel()
+        leaving.cancel()
+        await asyncio.gather(answering, leaving, return_exceptions=True)
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """The same request for another model; of the rest not a byte changes but white space between its fields.
+
+    Raises InvalidRequest for a field that stands in it twice: it cannot be told which of them is meant.
+    """
+    try:
+        fields = _fields.decode(body)
+        json.loads(body, object_pairs_hook=_once)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    whole: bytes = msgspec.json.encode(fields)
+    return whole
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None) if len({*names}) < len(names) else None
+    if twice is not None:
+        raise InvalidRequest(f"The field '{twice[:100]}' is given twice. Give it once.", param=twice[:100])
 
 
 async def _client_left(receive: Receive) -> None:
@@ -239,7 +328,7 @@ async def _client_left(receive: Receive) -> None:
         pass
 
 
-def _session(upstream: Upstream) -> aiohttp.ClientSession:
+def _session(upstream: Upstream, limits: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
     connector: aiohttp.BaseConnector
     if upstream.socket is None:
         connector = aiohttp.TCPConnector(force_close=True)
@@ -250,7 +339,7 @@ def _session(upstream: Upstream) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("accept", "accept-encoding", "content-type", "user-agent"),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS),
+        timeout=limits,
     )
 
 
@@ -263,11 +352,7 @@ async def _pass_on(response: aiohttp.ClientResponse, send: Send, recording: Reco
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if response.status >= 300 and kind != "application/json":
         raise UpstreamError(f"The server of this model answered with status {response.status} and no JSON.")
-    headers = {
-        name.lower(): value
-        for name, value in response.headers.items()
-        if name.lower() in RESPONSE_HEADERS or name.lower().startswith(RESPONSE_PREFIXES)
-    }
+    headers = _kept(_headers_of(response))
     chunks: AsyncIterator[bytes] = response.content.iter_any()
     if recording is not None and response.status == 200:
         _name_ignored(headers)
@@ -285,6 +370,48 @@ async def _pass_on(response: aiohttp.ClientResponse, send: Send, recording: Reco
     async for chunk in chunks:
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _headers_of(response: aiohttp.ClientResponse) -> dict[str, str]:
+    """Names in lower case; each byte one character, as servers write it again."""
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.raw_headers}
+
+
+def _kept(headers: Mapping[str, str]) -> dict[str, str]:
+    """What a client gets of an upstream's headers, whose names are in lower case."""
+    return {
+        name: value for name, value in headers.items() if name in RESPONSE_HEADERS or name.startswith(RESPONSE_PREFIXES)
+    }
+
+
+async def _pass_refusal_on(response: aiohttp.ClientResponse, upstream: Upstream, send: Send) -> None:
+    """A provider's error: byte for byte where it is OpenAI's envelope, else its words in ours, with its status.
+
+    But never with the credential that was sent, should the provider repeat it.
+    """
+    body = without_secrets(await _read(response), upstream.headers)
+    headers = _headers_of(response)
+    error = refusal("The provider", response.status, headers, body)
+    if upstream.model is not None and response.status in (401, 403):
+        # The credential is the gateway's, and not the client's to mend.
+        raise UpstreamError(f"The provider refuses this gateway's own credential: {error.message}", code=error.code)
+    if not _is_envelope(body):
+        raise error
+    kept = _kept(headers)
+    kept["content-length"] = str(len(body))
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in kept.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _is_envelope(body: bytes) -> bool:
+    """Whether it is an error with all four of OpenAI's keys."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    error = value.get("error") if isinstance(value, dict) else None
+    return isinstance(error, dict) and {"message", "type", "param", "code"} <= error.keys()
 
 
 def _name_ignored(headers: dict[str, str]) -> None:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from tuneway.errors import StartError
+from tuneway.types import Account
 
 CLIENT_URL = "TUNEWAY_URL"
 CLIENT_KEY = "TUNEWAY_API_KEY"
+ACCOUNT_NAME = "(?!(ft|kinds)$)[a-z][a-z0-9_-]{0,31}"
+"""Of an account at a provider: it stands before a colon in models' names, as `ft` does, and in paths beside `kinds`."""
 DEFAULT_URL = "http://127.0.0.1:8400/v1"
 
 
@@ -31,6 +35,14 @@ class Base:
     learning_rate: float = 1e-3
     r: int = 16
     lora_alpha: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredAccount:
+    """An account of the table `providers`. `secrets` were read from the environment or files, and are not shown."""
+
+    account: Account
+    secrets: Mapping[str, str] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,8 @@ class Settings:
     engine_idle_seconds: float
     model_map: Mapping[str, str]
     bases: Mapping[str, Base]
+    providers: Mapping[str, ConfiguredAccount]
+    relay: bool
     log_level: str
 
 
@@ -108,6 +122,40 @@ def _bases(value: Any) -> Mapping[str, Base]:
     return MappingProxyType(bases)
 
 
+def _providers(value: Any) -> Mapping[str, ConfiguredAccount]:
+    """`name = { kind = …, api_key = "env:NAME", … }`: what begins with `env:` or `file:` is a secret and is there."""
+    accounts = {}
+    for name, row in _table(value).items():
+        if not isinstance(row, Mapping) or not re.fullmatch(ACCOUNT_NAME, name):
+            raise ValueError(f"{name!r} must be a table, and its name small letters, digits, '-' and '_'")
+        options, secrets = {}, {}
+        for key, given in row.items():
+            text = "yes" if given is True else "no" if given is False else str(given)
+            where, _, place = text.partition(":")
+            if where in ("env", "file"):
+                secrets[key] = read_secret(f"{name}.{key}", where, place)
+            elif key != "kind":
+                options[key] = text
+        accounts[name] = ConfiguredAccount(Account(name, str(row.get("kind", name)), options), secrets)
+    return MappingProxyType(accounts)
+
+
+def read_secret(what: str, where: str, place: str) -> str:
+    """The secret `what`, from an environment variable (`env`) or a file that the operator named. Raises ValueError."""
+    if where == "env":
+        found = os.environ.get(place, "")
+        if not found:
+            raise ValueError(f"{what} stands in the environment variable {place}, which is not set")
+        return found
+    try:
+        found = Path(place).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{what} cannot be read from {place}: {type(error).__name__}") from error
+    if not found:
+        raise ValueError(f"{what} stands in the file {place}, which is empty")
+    return found
+
+
 def _level(value: Any) -> str:
     if value not in ("debug", "info", "warning", "error"):
         raise ValueError("it must be debug, info, warning or error")
@@ -142,8 +190,9 @@ SETTINGS = (
         "outbound_hosts",
         (),
         _names,
-        "Where webhooks and file imports may connect to: names (`hooks.example.com`, `*.example.com`, `*` for every "
-        "public host), and addresses or networks (`10.0.0.0/8`), which alone may be private ones.",
+        "Where webhooks and file imports may connect to, and providers besides the vendors' own hosts: names "
+        "(`hooks.example.com`, `*.example.com`, `*` for every public host), and addresses or networks (`10.0.0.0/8`), "
+        "which alone may be private ones.",
     ),
     Setting(
         "python_graders",
@@ -162,6 +211,19 @@ SETTINGS = (
     Setting("engine_idle_seconds", 900, _whole(1, 10**9), "An engine without requests ends after this many seconds."),
     Setting("model_map", {}, _model_map, "Table from a name that clients ask for to a model of yours."),
     Setting("bases", {}, _bases, "Table of base models of your own: name = { gguf = FILE, … }."),
+    Setting(
+        "providers",
+        {},
+        _providers,
+        "Table of accounts at vendors: name = { kind = KIND, … }, see `tuneway providers kinds`. Secrets are written "
+        "as `env:VARIABLE` or `file:PATH`, never as they are.",
+    ),
+    Setting(
+        "relay",
+        "on",
+        _switch,
+        "off: refuse requests that bring a provider's own credential to be passed on to it.",
+    ),
     Setting("log_level", "info", _level, "What goes to the log: debug, info, warning or error."),
 )
 

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tests.contract.fakes import FakeFiles, FakeJobs, FakeModels, NoKeys, services
+from tests.contract.fakes import FakeAccounts, FakeFiles, FakeJobs, FakeModels, NoKeys, services
 from tests.contract.upstream import FakeUpstream
 from tuneway import api
 from tuneway.proxy import Proxy
@@ -29,6 +29,7 @@ class Gateway:
     models: FakeModels
     client: openai.OpenAI
     http: httpx2.Client
+    accounts: FakeAccounts = field(default_factory=FakeAccounts)
     is_ready: bool = True
 
     @property
@@ -101,6 +102,7 @@ def gateway(
             jobs=gateway.jobs,
             files=gateway.files,
             models=gateway.models,
+            accounts=gateway.accounts,
             ready=lambda: gateway.is_ready,
             keys=NoKeys(),
             chat=Proxy(gateway.models.route),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -33,6 +33,7 @@ from tuneway.types import (
     JobRequest,
     JobSpec,
     JobStatus,
+    LineState,
     Model,
     Origin,
     Page,
@@ -79,6 +80,9 @@ def job(number: int, request: JobRequest | None = None, status: JobStatus = JobS
             seed=7 if request.seed is None else request.seed,
             metadata=request.metadata,
             integrations=request.integrations,
+            reinforcement=request.reinforcement,
+            learning_rate=request.learning_rate,
+            options=request.options,
         ),
         status=status,
         training_sha256="0" * 64,
@@ -132,6 +136,7 @@ class FakeJobs:
     stored_checkpoints: list[Checkpoint] = field(default_factory=list)
     batches: list[Sequence[JobEvent] | None] = field(default_factory=list)
     followed: list[str | None] = field(default_factory=list)
+    adopted: list[str | None] = field(default_factory=list)
     breaks_with: Exception | None = None
 
     def add(self, made: Job) -> Job:
@@ -146,6 +151,15 @@ class FakeJobs:
         self.requests.append(request)
         self.keys.append(origin.idempotency_key)
         return self.add(job(len(self.rows) + 1, request))
+
+    def ignored(self, request: JobRequest, provider: str) -> Sequence[str]:
+        """As a provider without integrations and without options of its own."""
+        return [*(["integrations"] if request.integrations else []), *request.ignored, *request.optional]
+
+    async def adopt(self, project: str, job_id: str, provider_job_id: str | None) -> Job:
+        found = await self.get(project, job_id)
+        self.adopted.append(provider_job_id)
+        return self.add(replace(found, attention=None, provider_job_id=provider_job_id))
 
     async def get(self, project: str, job_id: str) -> Job:
         assert project == "default"
@@ -209,6 +223,14 @@ class FakeJobs:
 
     async def count_by_status(self) -> Mapping[str, int]:
         return Counter(row.status.value for row in self.rows.values())
+
+
+class FakeAccounts:
+    def __init__(self) -> None:
+        self.states: dict[str, LineState] = {}
+
+    def lines(self) -> Iterable[tuple[str, LineState]]:
+        return self.states.items()
 
 
 class FakeIncoming:

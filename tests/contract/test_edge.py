@@ -6,6 +6,8 @@ import http.client
 import json
 import logging
 import re
+import time
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -16,6 +18,7 @@ from tests.contract.conftest import Gateway
 from tests.contract.fakes import BASE, tuned
 from tuneway import api
 from tuneway.api import edge
+from tuneway.types import CircuitState, Deployment, LineState
 
 
 def assert_stamped(response: httpx2.Response) -> None:
@@ -182,6 +185,21 @@ def test_metrics_count_requests_by_route_and_status(gateway: Gateway) -> None:
     assert 'tuneway_jobs{status="running"} 0.0' in lines
 
 
+def test_metrics_of_the_lines_to_providers(gateway: Gateway) -> None:
+    gateway.accounts.states["mine"] = LineState(CircuitState.OPEN, 2, 16, 120.0, {"2xx": 7, "failed": 1})
+    lines = gateway.http.get(f"{gateway.url}/metrics").text.splitlines()
+    for line in (
+        'tuneway_provider_circuit{provider="mine",state="open"} 1.0',
+        'tuneway_provider_circuit{provider="mine",state="closed"} 0.0',
+        'tuneway_provider_requests_total{outcome="2xx",provider="mine"} 7.0',
+        'tuneway_provider_requests_total{outcome="failed",provider="mine"} 1.0',
+        'tuneway_provider_under_way{provider="mine"} 2.0',
+        'tuneway_provider_concurrency_limit{provider="mine"} 16.0',
+        'tuneway_provider_timeout_seconds{provider="mine"} 120.0',
+    ):
+        assert line in lines
+
+
 class TestModels:
     def test_list(self, gateway: Gateway) -> None:
         model = tuned(1)
@@ -218,6 +236,42 @@ class TestModels:
             "param": "model",
             "code": "model_not_found",
         }
+
+    def test_what_serves_it_and_what_that_costs(self, gateway: Gateway) -> None:
+        now = int(time.time())
+        deployment = Deployment("d-1", now - 7200, sku="developertier", usd_per_hour=1.5, expires_at=now - 3600)
+        for number, found in enumerate((None, deployment, Deployment("d-2", now - 60)), start=1):
+            model = replace(tuned(number), upstream_model="ft:theirs", deployment=found, imported=number == 2)
+            gateway.models.rows[model.id] = model
+        url = f"{gateway.url}/v1/models"
+        plain, hosted, unpriced = [gateway.http.get(f"{url}/{tuned(n).id}").json()["tuneway"] for n in (1, 2, 3)]
+        assert plain == {
+            "provider": "local",
+            "base": BASE.name,
+            "job": tuned(1).job_id,
+            "step_number": None,
+            "upstream_model": "ft:theirs",
+            "deployment": None,
+            "imported": False,
+        }
+        assert hosted["imported"] is True
+        assert hosted["deployment"] == {
+            "name": "d-1",
+            "sku": "developertier",
+            "created_at": now - 7200,
+            "expires_at": now - 3600,
+            "usd_per_hour": 1.5,
+            "running_cost_usd": 1.5,
+        }
+        assert (unpriced["deployment"]["usd_per_hour"], unpriced["deployment"]["running_cost_usd"]) == (None, None)
+        azure = gateway.http.get(f"{url}/{tuned(2).id}", headers={"x-tuneway-dialect": "azure"}).json()
+        assert azure["tuneway"] == hosted
+
+    def test_a_guest_is_told_its_name_and_no_more(self, gateway: Gateway) -> None:
+        theirs = replace(tuned(1), project_id="other", deployment=Deployment("d-1", 1, usd_per_hour=1.0))
+        gateway.models.rows[theirs.id] = theirs
+        shown = gateway.http.get(f"{gateway.url}/v1/models/{theirs.id}").json()["tuneway"]
+        assert (shown["job"], shown["upstream_model"], shown["deployment"]) == (None, None, None)
 
     def test_a_name_with_a_slash_is_an_unknown_model(self, gateway: Gateway) -> None:
         assert gateway.http.get(f"{gateway.url}/v1/models/org/name").json()["error"]["code"] == "model_not_found"

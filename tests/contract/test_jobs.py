@@ -14,6 +14,8 @@ import pytest
 from tests.contract.conftest import Gateway
 from tests.contract.fakes import BASE, NOW, checkpoint, event, job
 from tuneway.types import (
+    Attention,
+    Candidate,
     Desired,
     EventLevel,
     Hyperparameters,
@@ -76,8 +78,12 @@ def test_the_reference_create_response(gateway: Gateway) -> None:
             "state": "validating_files",
             "provider": "local",
             "provider_status": None,
+            "provider_job_id": None,
             "progress": None,
             "queue_position": None,
+            "attention": None,
+            "learning_rate": None,
+            "options": {},
         },
     }
 
@@ -125,8 +131,10 @@ def test_both_forms_of_hyperparameters_may_complete_each_other(gateway: Gateway)
 
 def test_a_job_shows_what_was_resolved(gateway: Gateway) -> None:
     progress = Progress(step=3, total_steps=9, tokens_per_second=500.0, seconds_left=60.0, train_loss=math.nan)
+    asked = JobRequest(BASE.name, "file-1", learning_rate=1e-4, options={"packing": True})
     running = replace(
-        job(1, status=JobStatus.RUNNING),
+        job(1, asked, status=JobStatus.RUNNING),
+        provider_job_id="vendor-7",
         resolved=Hyperparameters(10, 1, 1.8),
         progress=progress,
         provider_status="training",
@@ -142,6 +150,7 @@ def test_a_job_shows_what_was_resolved(gateway: Gateway) -> None:
         "state": "running",
         "provider": "local",
         "provider_status": "training",
+        "provider_job_id": "vendor-7",
         "progress": {
             "step": 3,
             "total_steps": 9,
@@ -151,7 +160,85 @@ def test_a_job_shows_what_was_resolved(gateway: Gateway) -> None:
             "valid_loss": None,
         },
         "queue_position": None,
+        "attention": None,
+        "learning_rate": 1e-4,
+        "options": {"packing": True},
     }
+
+
+def test_a_local_job_has_no_name_of_its_providers(gateway: Gateway) -> None:
+    gateway.jobs.add(replace(job(1), provider_job_id=job(1).id))
+    shown = gateway.client.fine_tuning.jobs.retrieve(job(1).id).to_dict()
+    assert shown["tuneway"]["provider_job_id"] is None  # type: ignore[index]
+
+
+def test_a_preference_job_shows_its_own_options(gateway: Gateway) -> None:
+    asked = method(type="dpo", dpo={"hyperparameters": {"beta": 0.5}})
+    created = gateway.client.fine_tuning.jobs.create(**asked)  # type: ignore[arg-type]
+    shown = {"hyperparameters": {**AUTO, "beta": 0.5}}
+    assert created.to_dict()["method"] == {"type": "dpo", "dpo": shown}
+
+
+def test_a_reinforcement_job_keeps_its_grader(gateway: Gateway) -> None:
+    grader = {"type": "string_check", "name": "g", "operation": "eq", "input": "{{x}}", "reference": "{{y}}"}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}
+    own = {"reasoning_effort": "low", "eval_interval": "auto", "n_epochs": 2}
+    asked = {"grader": grader, "response_format": form, "hyperparameters": own}
+    created = post(gateway, method(type="reinforcement", reinforcement=asked)).json()
+    assert gateway.jobs.requests[0].reinforcement == asked
+    assert gateway.jobs.requests[0].hyperparameters == Hyperparameters(n_epochs=2)
+    shown = {"reasoning_effort": "low", "eval_interval": "auto", **AUTO, "n_epochs": 2}
+    assert created["method"] == {"type": "reinforcement", "reinforcement": {**asked, "hyperparameters": shown}}
+    gateway.jobs.add(replace(gateway.jobs.rows[created["id"]], resolved=Hyperparameters(2, 8, 1.5)))
+    url = f"{gateway.url}/v1/fine_tuning/jobs/{created['id']}"
+    numbers = {"n_epochs": 2, "batch_size": 8, "learning_rate_multiplier": 1.5}
+    found = gateway.http.get(url).json()["method"]["reinforcement"]
+    assert found == {**asked, "hyperparameters": {**own, **numbers}}
+    azure = gateway.http.get(url, headers={"x-tuneway-dialect": "azure"}).json()["method"]["reinforcement"]
+    assert azure["hyperparameters"]["eval_interval"] == -1
+    assert gateway.client.fine_tuning.jobs.retrieve(created["id"]).method is not None
+
+
+def test_a_providers_own_fields_arrive(gateway: Gateway) -> None:
+    options = {"lora_r": 16, "packing": True, "note": "x", "targets": ["q", "v"], "none": None}
+    extension = {"provider": "openai", "learning_rate": 1, "options": options}
+    shown = post(gateway, {**REQUEST, "tuneway": extension}).json()["tuneway"]
+    assert (shown["learning_rate"], shown["options"]) == (1.0, options)
+    (asked,) = gateway.jobs.requests
+    assert (asked.learning_rate, asked.options) == (1.0, options)
+
+
+def test_a_job_that_waits_for_a_person(gateway: Gateway) -> None:
+    waits = Attention("Which one is it?", (Candidate("vendor-1", NOW, "running"), Candidate("vendor-2", NOW, "queued")))
+    gateway.jobs.add(replace(job(1, status=JobStatus.QUEUED), attention=waits))
+    url = f"{gateway.url}/v1/tuneway/jobs/{job(1).id}/adopt"
+    shown = gateway.client.fine_tuning.jobs.retrieve(job(1).id).to_dict()["tuneway"]
+    assert shown["state"] == "needs_attention"  # type: ignore[index]
+    assert shown["attention"] == {  # type: ignore[index]
+        "reason": "Which one is it?",
+        "candidates": [
+            {"provider_job_id": "vendor-1", "created_at": NOW, "status": "running"},
+            {"provider_job_id": "vendor-2", "created_at": NOW, "status": "queued"},
+        ],
+    }
+    for body, param in (({}, "provider_job_id"), ({"provider_job_id": ""}, "provider_job_id"), ({"id": "x"}, "id")):
+        refused = gateway.http.post(url, json=body)
+        assert refused.status_code == 400, body
+        assert param in refused.json()["error"]["message"]
+    assert gateway.jobs.adopted == []
+    adopted = gateway.http.post(url, json={"provider_job_id": "vendor-2"}).json()["tuneway"]
+    assert (adopted["state"], adopted["attention"], adopted["provider_job_id"]) == ("queued", None, "vendor-2")
+    assert gateway.http.post(url, json={"provider_job_id": None}).status_code == 200
+    assert gateway.jobs.adopted == ["vendor-2", None]
+    assert gateway.http.post(url.replace(job(1).id, "none"), json={"provider_job_id": None}).status_code == 404
+
+
+def test_where_azure_trains_is_for_the_provider_to_take(gateway: Gateway) -> None:
+    azure = {"x-tuneway-dialect": "azure"}
+    made = post(gateway, {**REQUEST, "trainingType": "globalstandard"}, **azure)
+    assert made.headers["x-tuneway-ignored"] == "trainingType"
+    assert gateway.jobs.requests[0].optional == {"trainingType": ("training_type", "globalstandard")}
+    assert post(gateway, {**REQUEST, "trainingType": "globalstandard"}).status_code == 400
 
 
 def test_a_waiting_job_shows_its_place(gateway: Gateway) -> None:
@@ -451,6 +538,23 @@ def method(**values: Any) -> dict[str, Any]:
         ({**REQUEST, "integrations": [{"type": "wandb", "wandb": {}}]}, "integrations.0.wandb.project", None),
         ({**REQUEST, "tuneway": {"budget": 3}}, "tuneway.budget", "unknown_parameter"),
         ({**REQUEST, "tuneway": "local"}, "tuneway", "invalid_type"),
+        ({**REQUEST, "tuneway": {"learning_rate": 0}}, "tuneway.learning_rate", "integer_below_min_value"),
+        ({**REQUEST, "tuneway": {"learning_rate": "0.1"}}, "tuneway.learning_rate", "invalid_type"),
+        ({**REQUEST, "tuneway": {"learning_rate": 1e999}}, "tuneway.learning_rate", None),
+        ({**REQUEST, "tuneway": {"options": []}}, "tuneway.options", "invalid_type"),
+        ({**REQUEST, "tuneway": {"options": {"a": 1e999}}}, "tuneway.options.a", "invalid_value"),
+        ({**REQUEST, "tuneway": {"options": {"a": "x" * 1001}}}, "tuneway.options.a", "invalid_value"),
+        (
+            {**REQUEST, "tuneway": {"options": {str(n): n for n in range(33)}}},
+            "tuneway.options",
+            "object_above_max_properties",
+        ),
+        (
+            method(type="reinforcement", reinforcement={"grader": {"a": [1e999]}}),
+            "method.reinforcement",
+            "invalid_value",
+        ),
+        (method(type="reinforcement", reinforcement={}), "method.reinforcement.grader", "missing_required_parameter"),
     ],
 )
 def test_a_wrong_field_is_named(gateway: Gateway, body: Any, param: str, code: str | None) -> None:

@@ -41,6 +41,9 @@ class StubGateway:
         self.outcome = "succeeded"
         self.looks = 2
         self.looked = threading.Event()
+        self.accounts: dict[str, dict[str, Any]] = {}
+        self.silent: set[str] = set()
+        """Accounts whose vendors do not answer."""
         self.requests: list[tuple[str, str, Any]] = []
         self.keys: set[str] = set()
         self._stopped = threading.Event()
@@ -134,6 +137,12 @@ class StubGateway:
                 return {"id": name, "object": "model", "deleted": True}
             case "POST", ["chat", "completions"]:
                 return self._chat(sent)
+            case _, ["tuneway", "providers", *rest]:
+                return self._providers(method, rest, sent)
+            case "POST", ["tuneway", "jobs", name, "adopt"] if set(sent) == {"provider_job_id"}:
+                job = self._find(self.jobs, name)
+                job["tuneway"] |= {"state": "queued", "attention": None, "provider_job_id": sent["provider_job_id"]}
+                return job
             case _, ["fine_tuning", "jobs", *rest]:
                 return self._jobs(method, rest, query, headers, sent)
         raise Refused(404, f"Invalid URL ({method} {parts.path})")
@@ -161,6 +170,29 @@ class StubGateway:
                 job["status"] = "cancelled" if verb == "cancel" else "queued"
                 job["tuneway"]["state"] = {"cancel": "cancelled", "pause": "paused", "resume": "queued"}[verb]
                 return job
+        raise Refused(404, f"Invalid URL ({method} {rest})")
+
+    def _providers(self, method: str, rest: list[str], sent: Any) -> Any:
+        match method, rest:
+            case "GET", []:
+                return _page(list(self.accounts.values()))
+            case "GET", ["kinds"]:
+                kind = {"options": {"base_url": "Another URL."}, "secrets": {"api_key": "The key."}}
+                return {**_page([{"name": "openai", **kind}]), "limits": {"concurrency": "At a time."}}
+            case "POST", []:
+                self._known(sent, {"name", "kind", "options", "secrets"})
+                self.accounts[sent["name"]] = _account(sent)
+                return self.accounts[sent["name"]]
+            case "GET", [name]:
+                return self._find(self.accounts, name)
+            case "DELETE", [name]:
+                del self.accounts[self._find(self.accounts, name)["name"]]
+                return {"id": name, "object": "tuneway.provider", "deleted": True}
+            case "POST", [name, "check"]:
+                self._find(self.accounts, name)
+                if name in self.silent:
+                    raise Refused(401, "Incorrect API key provided: sk-***.")
+                return {"ok": True}
         raise Refused(404, f"Invalid URL ({method} {rest})")
 
     def _follow(self, job: dict[str, Any], last: str | None) -> Iterator[bytes]:
@@ -303,3 +335,22 @@ def _page(data: Any) -> dict[str, Any]:
 
 def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 1_790_000_000, "owned_by": "tuneway"}
+
+
+def _account(sent: dict[str, Any]) -> dict[str, Any]:
+    line: dict[str, Any] = {"circuit": "closed", "under_way": 0, "concurrency": 16, "timeout_seconds": 120.0}
+    line |= {"answered": {"2xx": 3}, "failures_in_a_row": 0, "resting_until": None, "last_error": None}
+    can: dict[str, Any] = dict.fromkeys(("seed", "suffix", "metadata", "validation_file", "learning_rate"), True)
+    can |= {"pause": False, "methods": ["dpo", "supervised"], "options": [], "refused_features": []}
+    return {
+        "object": "tuneway.provider",
+        "name": sent["name"],
+        "kind": sent.get("kind", sent["name"]),
+        "origin": "store",
+        "options": sent.get("options", {}),
+        "secrets": sorted(sent.get("secrets", {})),
+        "capabilities": can,
+        "line": line,
+        "unended_jobs": 0,
+        "created_at": 1_790_000_000,
+    }

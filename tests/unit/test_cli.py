@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,21 @@ from tuneway.cli.doctor import package
 from tuneway.cli.exits import MEANING, Exit
 from tuneway.cli.output import duration
 
-COMMANDS = ("serve", "quickstart", "tune", "jobs", "files", "models", "chat", "doctor", "version")
+COMMANDS = (
+    "serve",
+    "quickstart",
+    "tune",
+    "jobs",
+    "files",
+    "models",
+    "providers",
+    "keys",
+    "webhooks",
+    "chat",
+    "doctor",
+    "version",
+)
+SECRET = "sk-a-secret-of-the-vendor"
 
 
 @pytest.fixture
@@ -105,12 +122,20 @@ def test_no_gateway() -> None:
         ("files", "upload", "no-such-file.jsonl"),
         ("files", "download", "file-1", "--json"),
         ("serve", "--set", "colour=red"),
+        ("providers", "add", "openai", "--option", "base_url"),
+        ("providers", "add", "openai", "--option", "a=1", "--option", "a=2"),
+        ("providers", "add", "openai", "--secret-env", "api_key=NOT_SET"),
+        ("providers", "add", "openai", "--secret-env", f"api_key={SECRET}"),
+        ("providers", "add", "openai", "--secret-file", f"api_key=/none/{SECRET[:4]}"),
+        ("providers", "add", "openai", "--api-key", SECRET),
     ],
 )
 def test_usage_errors(stub: StubGateway, arguments: tuple[str, ...]) -> None:
     done = run(*arguments, url=stub.url)
     assert (done.returncode, done.stdout) == (Exit.USAGE, "")
     assert done.stderr
+    assert SECRET not in done.stderr
+    assert not stub.accounts
 
 
 def test_a_refusal_keeps_the_gateways_words(stub: StubGateway) -> None:
@@ -188,6 +213,90 @@ def test_models(stub: StubGateway) -> None:
     assert stub.models == [BASE]
 
 
+# ----------------------------------------------------------------------------------------------------- the providers
+
+
+def sent(stub: StubGateway) -> Any:
+    """The body of the last create of an account."""
+    bodies = [body for method, path, body in stub.requests if (method, path) == ("POST", "/v1/tuneway/providers")]
+    return bodies[-1]
+
+
+def test_an_account_from_add_to_remove(stub: StubGateway, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token\n")
+    options = ("--kind", "openai", "--option", "base_url=http://127.0.0.1/v1?a=b", "--option", "openai_project=p")
+    secrets = ("--secret-env", "api_key=VENDOR_KEY", "--secret-file", f"other={tmp_path / 'token'}")
+    done = run("providers", "add", "mine", *options, *secrets, url=stub.url, VENDOR_KEY=SECRET)
+    assert (done.returncode, done.stdout) == (0, "mine added\n"), done.stderr
+    assert sent(stub) == {
+        "name": "mine",
+        "kind": "openai",
+        "options": {"base_url": "http://127.0.0.1/v1?a=b", "openai_project": "p"},
+        "secrets": {"api_key": SECRET, "other": "a-token"},
+    }
+    assert "openai_project" in run("providers", "show", "mine", url=stub.url).stdout
+    listed = run("providers", "list", url=stub.url).stdout.splitlines()
+    assert listed[1].split() == ["mine", "openai", "store", "dpo,supervised", "closed", "0"]
+    for verb in ("list", "show", "check"):
+        name = () if verb == "list" else ("mine",)
+        assert json.loads(run("providers", verb, *name, "--json", url=stub.url).stdout)
+    assert run("providers", "check", "mine", url=stub.url).stdout == "mine answers\n"
+    stub.silent = {"mine"}
+    refused = run("providers", "check", "mine", url=stub.url)
+    assert (refused.returncode, "Incorrect API key" in refused.stderr) == (Exit.FAILED, True)
+    assert run("providers", "remove", "mine", url=stub.url).stdout == "mine removed\n"
+    assert run("providers", "show", "mine", url=stub.url).returncode == Exit.FAILED
+
+
+def test_kinds_of_accounts(stub: StubGateway) -> None:
+    lines = [line.split()[:3] for line in run("providers", "kinds", url=stub.url).stdout.splitlines()[1:]]
+    assert lines == [
+        ["(every)", "concurrency", "option"],
+        ["openai", "api_key", "secret"],
+        ["openai", "base_url", "option"],
+    ]
+    assert json.loads(run("providers", "kinds", "--json", url=stub.url).stdout)["limits"]
+
+
+def test_a_key_from_stdin(stub: StubGateway) -> None:
+    done = run("providers", "add", "openai", "--api-key-stdin", "--json", url=stub.url, stdin=f"{SECRET}\n")
+    assert json.loads(done.stdout)["secrets"] == ["api_key"]
+    assert sent(stub) == {"name": "openai", "options": {}, "secrets": {"api_key": SECRET}}
+    # Without it, stdin is not read: the gateway says what is missing.
+    run("providers", "add", "openai", url=stub.url, stdin=f"{SECRET}\n")
+    assert sent(stub)["secrets"] == {}
+
+
+def test_a_key_that_is_asked_for_is_not_shown(stub: StubGateway) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = [sys.executable, "-m", "tuneway", "providers", "add", "openai"]
+        os.execve(sys.executable, command, environment(stub.url))
+    shown, end = b"", time.monotonic() + 60
+    try:
+        # What is typed before the terminal stops to echo is thrown away.
+        while b"not shown" not in shown or termios.tcgetattr(terminal)[3] & termios.ECHO:
+            assert time.monotonic() < end, shown
+            shown += _read(terminal)
+        os.write(terminal, f"{SECRET}\n".encode())
+        while b"added" not in shown:
+            assert time.monotonic() < end, shown
+            shown += _read(terminal)
+    finally:
+        os.kill(pid, signal.SIGHUP)
+        os.close(terminal)
+        os.waitpid(pid, 0)
+    assert b"openai added" in shown
+    assert SECRET.encode() not in shown
+    assert sent(stub)["secrets"] == {"api_key": SECRET}
+
+
+def _read(terminal: int) -> bytes:
+    """What came in a moment."""
+    ready, _, _ = select.select([terminal], [], [], 0.05)
+    return os.read(terminal, 1024) if ready else b""
+
+
 # ---------------------------------------------------------------------------------------------------------- the jobs
 
 
@@ -228,6 +337,20 @@ def test_tune_detached_then_listed_shown_and_cancelled(stub: StubGateway, exampl
         assert json.loads(run("jobs", verb, job, "--json", url=stub.url).stdout)["tuneway"]["state"] == state
     assert run("jobs", "cancel", job, url=stub.url).returncode == 0
     assert run("jobs", "cancel", job, url=stub.url).returncode == Exit.FAILED
+
+
+def test_a_job_that_waits_for_a_person(stub: StubGateway, examples: Path) -> None:
+    job = run("tune", str(examples), "--detach", url=stub.url).stdout.strip()
+    candidates = [{"provider_job_id": "vendor-1", "created_at": 1_790_000_000, "status": "running"}]
+    waits = {"state": "needs_attention", "attention": {"reason": "Which is it?", "candidates": candidates}}
+    stub.jobs[job]["tuneway"] |= waits
+    shown = run("jobs", "show", job, url=stub.url).stdout
+    assert "Which is it?" in shown
+    assert "vendor-1" in shown
+    assert run("jobs", "adopt", job, "vendor-1", url=stub.url).stdout == f"{job} queued\n"
+    assert stub.jobs[job]["tuneway"]["provider_job_id"] == "vendor-1"
+    assert json.loads(run("jobs", "relaunch", job, "--json", url=stub.url).stdout)["id"] == job
+    assert stub.jobs[job]["tuneway"]["provider_job_id"] is None
 
 
 @pytest.mark.parametrize(("outcome", "code"), [("failed", Exit.JOB_FAILED), ("cancelled", Exit.JOB_CANCELLED)])
@@ -340,6 +463,15 @@ def test_doctor_sees_the_gateway_and_the_folder(stub: StubGateway, tmp_path: Pat
     folder.chmod(0o755)
     checks = doctor(stub.url, folder)
     assert (checks["data folder"]["status"], checks["data folder"]["fix"]) == ("warning", f"chmod 700 {folder}")
+
+
+def test_doctor_asks_the_accounts(stub: StubGateway, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run("providers", "add", name, url=stub.url)
+    stub.silent = {"two"}
+    checks = doctor(stub.url, tmp_path / "data")
+    assert (checks["provider one"]["status"], checks["provider two"]["status"]) == ("ok", "warning")
+    assert "Incorrect API key" in checks["provider two"]["detail"]
 
 
 def test_doctor_fails_on_what_is_essential(tmp_path: Path) -> None:

@@ -40,6 +40,18 @@ def test_a_base_of_ones_own(tmp_path: Path) -> None:
     assert (base.gguf, base.learning_rate, base.r) == (Path("/models/mine.gguf"), 0.0005, 16)
 
 
+def test_an_account_with_its_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-1")
+    (tmp_path / "token").write_text("sk-2\n")
+    rows = f"kind = 'openai'\napi_key = 'env:MY_KEY'\nother = 'file:{tmp_path}/token'\nrunning_jobs = 2\nauto = false\n"
+    (tmp_path / "tuneway.toml").write_text(f"[providers.mine]\n{rows}")
+    found = load(None, {}).providers["mine"]
+    assert (found.account.name, found.account.kind, found.account.origin) == ("mine", "openai", "settings")
+    assert found.account.options == {"running_jobs": "2", "auto": "no"}
+    assert found.secrets == {"api_key": "sk-1", "other": "sk-2"}
+    assert "sk-1" not in repr(found)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -50,6 +62,12 @@ def test_a_base_of_ones_own(tmp_path: Path) -> None:
         ("[bases.'a:b']\ngguf = 'x'", "no '/' and no ':'"),
         ("[bases.a]\npath = 'x'", "takes gguf"),
         ("log_level = 'loud'", "debug, info, warning or error"),
+        ("[providers]\nopenai = 'sk-1'", "'openai' must be a table"),
+        ("[providers.'a:b']\nkind = 'openai'", "'a:b' must be"),
+        ("[providers.ft]\nkind = 'openai'", "'ft' must be"),
+        ("[providers.openai]\napi_key = 'env:NOT_SET_HERE'", "openai.api_key .* NOT_SET_HERE, which is not set"),
+        ("[providers.openai]\napi_key = 'file:/none'", "openai.api_key cannot be read from /none"),
+        ("[providers.openai]\napi_key = 'file:/dev/null'", "openai.api_key .* /dev/null, which is empty"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, text: str, words: str) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ class Gateway:
         self._stack = stack
         self.http = self.http_with(None)
         self.client = self.client_with("none")
+        self.lenient = self._stack.enter_context(
+            openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+        )
+        """The official SDK as its users have it, for answers with values that its models do not know."""
 
     def http_with(self, key: str | None) -> httpx2.Client:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -45,16 +49,25 @@ class Gateway:
 
 
 @contextmanager
-def running(data: Path, settings: str = SETTINGS) -> Iterator[Gateway]:
-    """A gateway on `data`, which may hold what an earlier one left; it is killed at the end."""
+def running(
+    data: Path, settings: str = SETTINGS, program: Sequence[str] = ("-m", "tuneway"), secrets: Mapping[str, str] = {}
+) -> Iterator[Gateway]:
+    """A gateway on `data`, which may hold what an earlier one left; it is killed at the end.
+
+    `program` is what Python runs; `secrets` are variables of its environment.
+    """
     data.mkdir(exist_ok=True)
     config = data / "tuneway.toml"
     config.write_text(settings)
-    command = [sys.executable, "-m", "tuneway", "serve", "--port", "0", "--json"]
+    command = [sys.executable, *program, "serve", "--port", "0", "--json"]
     command += ["--data", str(data / "data"), "--config", str(config)]
     with open(data / "gateway.log", "a") as log, ExitStack() as stack:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, "PYTHONWARNINGS": "default"}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "PYTHONWARNINGS": "default", **secrets},
         )
         try:
             assert process.stdout is not None
@@ -80,8 +93,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
     """Starts a gateway of the test's own, with other settings or on a folder that has been used."""
     with ExitStack() as stack:
 
-        def start(settings: str = SETTINGS, data: Path = tmp_path) -> Gateway:
-            return stack.enter_context(running(data, settings))
+        def start(
+            settings: str = SETTINGS,
+            data: Path = tmp_path,
+            program: Sequence[str] = ("-m", "tuneway"),
+            secrets: Mapping[str, str] = {},
+        ) -> Gateway:
+            return stack.enter_context(running(data, settings, program, secrets))
 
         yield start
 

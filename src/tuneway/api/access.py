@@ -8,7 +8,8 @@ from fastapi import Depends, Request
 from starlette.datastructures import Headers
 
 from tuneway.api.context import principal_of
-from tuneway.keys import PREFIX, allow
+from tuneway.errors import Forbidden
+from tuneway.keys import DEFAULT_PROJECT, PREFIX, allow
 from tuneway.types import Scope
 
 FREE = ("/healthz", "/readyz")
@@ -34,6 +35,26 @@ def presented(headers: Headers) -> str | None:
     keys = [key for key in found if key]
     ours = [key for key in keys if key.startswith(PREFIX)]
     return next(iter(ours or keys), None)
+
+
+def _operator(request: Request) -> None:
+    """Raises Forbidden for a key of another project than the operator's."""
+    project = principal_of(request.scope).project
+    if project != DEFAULT_PROJECT:
+        raise Forbidden(
+            f"Provider accounts are the gateway's, and every project uses them: only keys of the project "
+            f"{DEFAULT_PROJECT!r} add, check, read and remove them. This one is of {project!r}."
+        )
+
+
+OPERATOR = [Depends(_operator)]
+"""Of routes that the operator's project alone may use."""
+
+
+def gateways_own(headers: Headers) -> str | None:
+    """The gateway's key of a relay: it stands in a header of its own, as `Authorization` is the provider's."""
+    keys = [key for name in ("x-tuneway-api-key", "x-portkey-api-key") if (key := headers.get(name))]
+    return next((key for key in keys if key.startswith(PREFIX)), keys[0] if keys else None)
 
 
 def needs(scope: Scope, *, to_read: Scope | None = None) -> Any:

@@ -33,7 +33,7 @@ class ChatCompletions:
         body = await read_bytes(Request(scope, receive), self._limit)
         deployment: str | None = scope.get(DEPLOYMENT)
         if deployment is not None:
-            body = _with_model(body, deployment)
+            body = with_model(body, deployment)
         headers = {**Headers(scope=scope), "x-request-id": scope[REQUEST_ID]}
         for header in PROVIDER_HEADERS:
             if provider := headers.get(header, "").removeprefix("@"):
@@ -42,7 +42,7 @@ class ChatCompletions:
             await self._proxy.answer(project_of(scope), body, headers, receive, send, model=deployment)
 
 
-def _with_model(body: bytes, model: str) -> bytes:
+def with_model(body: bytes, model: str) -> bytes:
     """The body with a model, as upstreams need one: where it has none, the one that Azure's path names.
 
     Raises InvalidRequest.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -13,22 +13,27 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from tuneway import __version__
+from tuneway.accounts import Shown, ShownKind
 from tuneway.api.dialect import DIALECT, Dialect
 from tuneway.api.metrics import Metrics
 from tuneway.completions import Outcome, Selection
 from tuneway.errors import InvalidRequest
 from tuneway.graders.values import Graded, Grader
+from tuneway.relay import Relay
 from tuneway.types import (
+    Account,
     BaseModel,
     Checkpoint,
     Completion,
     Delivery,
     DeliveryState,
     File,
+    Import,
     Job,
     JobEvent,
     JobRequest,
     Key,
+    LineState,
     Model,
     Origin,
     Page,
@@ -38,6 +43,7 @@ from tuneway.types import (
     Scope,
     Upload,
     UploadPart,
+    Upstream,
     Webhook,
 )
 
@@ -63,6 +69,8 @@ class ApiSettings:
 class Jobs(Protocol):
     async def create(self, project: str, request: JobRequest, origin: Origin) -> Job: ...
 
+    def ignored(self, request: JobRequest, provider: str) -> Sequence[str]: ...
+
     async def get(self, project: str, job_id: str) -> Job: ...
 
     async def list(
@@ -74,6 +82,8 @@ class Jobs(Protocol):
     async def pause(self, project: str, job_id: str) -> Job: ...
 
     async def resume(self, project: str, job_id: str) -> Job: ...
+
+    async def adopt(self, project: str, job_id: str, provider_job_id: str | None) -> Job: ...
 
     async def delete(self, project: str, job_id: str) -> None: ...
 
@@ -182,6 +192,10 @@ class Chat(Protocol):
         model: str | None = None,
     ) -> None: ...
 
+    async def relay(
+        self, upstream: Upstream, body: bytes, headers: Mapping[str, str], receive: Receive, send: Send
+    ) -> None: ...
+
 
 class Completions(Protocol):
     async def list(
@@ -247,6 +261,30 @@ class Webhooks(Protocol):
     async def test(self, project: str, webhook_id: str) -> Delivery: ...
 
 
+class Accounts(Protocol):
+    def kinds(self) -> Sequence[ShownKind]: ...
+
+    async def add(self, account: Account, secrets: Mapping[str, str]) -> Shown: ...
+
+    async def remove(self, name: str) -> None: ...
+
+    async def list(self) -> Sequence[Shown]: ...
+
+    async def get(self, name: str) -> Shown: ...
+
+    async def check(self, name: str) -> None: ...
+
+    def lines(self) -> Iterable[tuple[str, LineState]]: ...
+
+
+class Imports(Protocol):
+    async def start(self, project: str, provider: str) -> Import: ...
+
+    async def get(self, project: str, import_id: str) -> Import: ...
+
+    async def list(self, project: str, *, after: str | None, limit: int) -> Page[Import]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What the routes are built on. `ready` is asked by `/readyz`."""
@@ -261,7 +299,10 @@ class Services:
     permissions: Permissions
     webhooks: Webhooks
     graders: Graders
+    accounts: Accounts
+    imports: Imports
     ready: Callable[[], bool]
+    relay: Relay | None = None
 
 
 @dataclass(frozen=True, slots=True)

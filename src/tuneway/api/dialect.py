@@ -48,8 +48,10 @@ class Dialect:
     auto: Literal["auto", -1] = AUTO
     deletes_blindly: bool = False
     """Whether deleting a job that is not there succeeds."""
-    without_effect: frozenset[str] = frozenset()
-    """Fields of a job's create that are accepted in this dialect, and do nothing here."""
+    optional: Mapping[str, str] = field(default_factory=dict)
+    """Fields of a job's create that this dialect alone has, and the option of a provider that each is; where the job's
+    provider has no such option, the field has no effect and the answer says so.
+    """
     error_codes: Mapping[type[TunewayError], str] = field(default_factory=dict)
 
     def code(self, error: TunewayError) -> str | None:
@@ -79,8 +81,8 @@ AZURE = Dialect(
     levels={EventLevel.INFO: "info", EventLevel.WARN: "warning", EventLevel.ERROR: "error"},
     auto=-1,
     deletes_blindly=True,
-    # Which data centre trains; LiteLLM sends it with every job (1.106).
-    without_effect=frozenset({"trainingType"}),
+    # Which data centres train; LiteLLM sends it with every job (1.106).
+    optional={"trainingType": "training_type"},
     error_codes={
         InternalError: "internalFailure",
         InvalidRequest: "invalidPayload",
@@ -99,8 +101,10 @@ AZURE = Dialect(
 DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in (GATEWAY, OPENAI, AZURE)}
 
 
-def choose(scope: Scope) -> Dialect:
+def choose(scope: Scope, *, relayed: bool = False) -> Dialect:
     """The dialect of a request: by `x-tuneway-dialect`, else by its path, else by Portkey's headers, else OpenAI's.
+
+    One that is `relayed` speaks the gateway's unless it says otherwise.
 
     Raises InvalidRequest for a dialect that there is not.
     """
@@ -117,6 +121,6 @@ def choose(scope: Scope) -> Dialect:
         return DIALECTS[asked]
     if scope["path"].startswith("/openai/"):
         return AZURE
-    if any(name.startswith("x-portkey-") for name in headers):
+    if relayed or any(name.startswith("x-portkey-") for name in headers):
         return GATEWAY
     return OPENAI

@@ -8,17 +8,20 @@ import re
 import time
 import uuid
 from collections.abc import Collection
+from typing import Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tuneway import types
 from tuneway.api import access, azure, dialect, guard
-from tuneway.api.context import PRINCIPAL, Keys
+from tuneway.api.context import PRINCIPAL, Keys, principal_of
 from tuneway.api.errors import METHODS, render
 from tuneway.api.metrics import Metrics
 from tuneway.api.schema.base import organization
-from tuneway.errors import InternalError, RequestTimedOut, TunewayError, UnknownRoute
+from tuneway.errors import InternalError, RequestTimedOut, TunewayError, Unauthorized, UnknownRoute
+from tuneway.keys import allow
 
 OPENAI_VERSION = "2020-10-01"
 
@@ -40,11 +43,30 @@ def new_request_id() -> str:
     return f"req_{uuid.uuid4().hex}"
 
 
+class RelayApp(Protocol):
+    """What answers relays; `claims` says whether a request is one, `check_other` refuses one that should have been."""
+
+    def claims(self, scope: Scope, headers: Headers) -> bool: ...
+
+    def check_other(self, headers: Headers) -> None: ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
 class Edge:
     """Answers every request. The log gets ids and paths, never headers or bodies."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, allowed_hosts: Collection[str], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        allowed_hosts: Collection[str],
+        metrics: Metrics,
+        relay: RelayApp | None = None,
+    ) -> None:
         self._app = app
+        self._relay = relay
         self._keys = keys
         self._allowed_hosts = allowed_hosts
         self._metrics = metrics
@@ -67,12 +89,20 @@ class Edge:
         try:
             headers = Headers(scope=scope)
             guard.check(headers, self._allowed_hosts)
-            scope[dialect.DIALECT] = dialect.choose(scope)
+            relayed = self._relay is not None and self._relay.claims(scope, headers)
+            scope[dialect.DIALECT] = dialect.choose(scope, relayed=relayed)
             if _CONTROL.search(scope["path"]):
                 # Starlette's patterns let one line break stand at the end of any path.
                 raise UnknownRoute(f"Invalid URL ({scope['method']} {scope['path']!r})")
             azure.rewrite(scope)
-            await self._authorize(scope, headers, send)
+            await self._authorize(scope, headers, send, relayed=relayed)
+            if relayed and self._relay is not None:
+                send.project = None  # the provider's answer names its own organization
+                allow(principal_of(scope), types.Scope.RELAY)
+                await self._relay(scope, Patient(receive), send)
+                return
+            if self._relay is not None and scope["path"] not in access.FREE:
+                self._relay.check_other(headers)
             await self._app(scope, Patient(receive), send)
             return
         except ClientDisconnect:
@@ -90,10 +120,19 @@ class Edge:
             # the client sees a broken body, never a short one that looks whole.
             log.warning("%s %s %r broke off: %s", scope[REQUEST_ID], scope["method"], scope["path"], error.message)
 
-    async def _authorize(self, scope: Scope, headers: Headers, send: _Stamped) -> None:
+    async def _authorize(self, scope: Scope, headers: Headers, send: _Stamped, *, relayed: bool) -> None:
         if scope["path"] in access.FREE:
             return
-        principal = await self._keys.authenticate(access.presented(headers))
+        key = access.gateways_own(headers) if relayed else access.presented(headers)
+        try:
+            principal = await self._keys.authenticate(key)
+        except Unauthorized:
+            if relayed and key is None:
+                raise Unauthorized(
+                    "A relay needs a key of this gateway besides the provider's credential: send it as "
+                    "'x-tuneway-api-key: tnw_…'. It must have the scope `relay`."
+                ) from None
+            raise
         send.project = principal.project
         scope[PRINCIPAL] = principal
 

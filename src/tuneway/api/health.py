@@ -29,4 +29,5 @@ async def readiness(served: Served) -> dict[str, str]:
 
 @router.get("/metrics", response_class=Response, dependencies=[needs(Scope.ADMIN)])
 async def metrics(served: Served) -> Response:
-    return Response(served.metrics.render(await served.jobs.count_by_status()), media_type=CONTENT_TYPE)
+    shown = served.metrics.render(await served.jobs.count_by_status(), served.services.accounts.lines())
+    return Response(shown, media_type=CONTENT_TYPE)

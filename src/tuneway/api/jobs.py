@@ -16,7 +16,7 @@ from tuneway.api.context import PROVIDER_HEADERS, Context, Project, Sender, Serv
 from tuneway.api.dialect import Dialect
 from tuneway.api.schema import chat
 from tuneway.api.schema import jobs as schema
-from tuneway.api.schema.base import IDEMPOTENCY_KEY, METADATA_FILTER
+from tuneway.api.schema.base import IDEMPOTENCY_KEY, METADATA_FILTER, parse
 from tuneway.api.schema.base import body as described
 from tuneway.errors import InvalidRequest, JobNotFound
 from tuneway.types import JobRequest, JobStatus
@@ -40,16 +40,16 @@ async def create_job(
     request: Request, response: Response, served: Served, project: Project, dialect: Spoken, origin: Sender
 ) -> schema.FineTuningJob:
     body = await read_json(request, served.settings.max_json_bytes)
-    idle = sorted(body.keys() & dialect.without_effect)
-    known = {name: value for name, value in body.items() if name not in idle}
-    asked = schema.CreateFineTuningJobRequest.parse(known, dialect).to_domain(dialect)
-    asked = replace(asked, ignored=(*asked.ignored, *idle))
-    job = await served.jobs.create(project, _with_provider(asked, request, served), origin)
+    optional = {name: (option, body.pop(name)) for name, option in dialect.optional.items() if name in body}
+    asked = schema.CreateFineTuningJobRequest.parse(body, dialect).to_domain(dialect)
+    asked = replace(_with_provider(asked, request, served), optional=optional)
+    job = await served.jobs.create(project, asked, origin)
     response.status_code = dialect.created
     if dialect.created == 201:
         response.headers["location"] = location(request.scope, job.id)
-    if asked.ignored:
-        response.headers["x-tuneway-ignored"] = ", ".join(asked.ignored)
+    ignored = served.jobs.ignored(asked, job.spec.provider)
+    if ignored:
+        response.headers["x-tuneway-ignored"] = ", ".join(ignored)
     return await _wire(job, served, dialect)
 
 
@@ -84,6 +84,17 @@ async def cancel_job(
 ) -> schema.FineTuningJob:
     await read_nothing(request, served.settings.max_json_bytes)
     return await _wire(await served.jobs.cancel(project, job_id, origin), served, dialect)
+
+
+@extensions.post("/{job_id}/adopt", openapi_extra=described(schema.AdoptJobRequest))
+async def adopt_job(
+    job_id: str, request: Request, served: Served, project: Project, dialect: Spoken
+) -> schema.FineTuningJob:
+    """For a job that waits for a person (`tuneway.attention`): says which of the provider's jobs it is; null: none of
+    them, it is started.
+    """
+    asked = parse(schema.AdoptJobRequest, await read_json(request, served.settings.max_json_bytes))
+    return await _wire(await served.jobs.adopt(project, job_id, asked.provider_job_id), served, dialect)
 
 
 @router.post("/{job_id}/pause")

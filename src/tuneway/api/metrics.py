@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tuneway.types import JobStatus
+from tuneway.types import CircuitState, JobStatus, LineState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -35,10 +35,13 @@ class Metrics:
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def render(self, jobs: Mapping[str, int]) -> bytes:
-        """The text form, with `jobs`, the number of jobs by status; a status that is not in it has none."""
+    def render(self, jobs: Mapping[str, int], lines: Iterable[tuple[str, LineState]]) -> bytes:
+        """The text form, with `jobs`, the number of jobs by status (one that is not in it has none), and the lines to
+        the provider accounts by name.
+        """
         counts = CollectorRegistry()
         counts.register(_JobCounts(jobs))
+        counts.register(_Lines(list(lines)))
         return generate_latest(self._registry) + generate_latest(counts)
 
 
@@ -51,3 +54,38 @@ class _JobCounts(Collector):
         for status in JobStatus:
             family.add_metric([status.value], self._jobs.get(status.value, 0))
         yield family
+
+
+class _Lines(Collector):
+    def __init__(self, lines: Sequence[tuple[str, LineState]]) -> None:
+        self._lines = lines
+
+    def collect(self) -> Iterator[Metric]:
+        circuit = GaugeMetricFamily(
+            "tuneway_provider_circuit",
+            "1 for the state of the circuit to a provider account, 0 for the others.",
+            labels=["provider", "state"],
+        )
+        requests = CounterMetricFamily(
+            "tuneway_provider_requests", "Requests to a provider account, by outcome.", labels=["provider", "outcome"]
+        )
+        under_way = GaugeMetricFamily(
+            "tuneway_provider_under_way",
+            "Requests to a provider account that are not answered yet.",
+            labels=["provider"],
+        )
+        concurrency = GaugeMetricFamily(
+            "tuneway_provider_concurrency_limit", "Requests to a provider account at a time.", labels=["provider"]
+        )
+        timeout = GaugeMetricFamily(
+            "tuneway_provider_timeout_seconds", "Time-out of a request that transfers no file.", labels=["provider"]
+        )
+        for name, line in self._lines:
+            for state in CircuitState:
+                circuit.add_metric([name, state.value], line.circuit is state)
+            for outcome, number in sorted(line.answered.items()):
+                requests.add_metric([name, outcome], number)
+            under_way.add_metric([name], line.under_way)
+            concurrency.add_metric([name], line.concurrency)
+            timeout.add_metric([name], line.timeout_seconds)
+        yield from (circuit, requests, under_way, concurrency, timeout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any, NoReturn, Protocol
@@ -85,6 +85,51 @@ class UploadForm:
     filename: str
     purpose: str
     expires_after: int | None
+
+
+class StreamedForm:
+    """A form that is passed on while it comes, whole (`raw`) or as its file alone (`content`): one of the two, once.
+
+    Fields may stand before and behind the file; they are all known when `content` has ended.
+    """
+
+    def __init__(self, request: Request) -> None:
+        """Raises what a form of a wrong kind does."""
+        self._boundary = _boundary(request)
+        self._request = request
+        self._reader = _Reader(self._boundary, _FILE, _FIELDS)
+        self._chunks = request.stream()
+        self._first = b""
+        self.content_type = request.headers["content-type"]
+        declared = request.headers.get("content-length", "")
+        self.length = int(declared) if declared.isascii() and declared.isdecimal() else None
+
+    def raw(self) -> AsyncIterator[bytes]:
+        return self._chunks
+
+    async def filename(self) -> str:
+        """Raises InvalidRequest for a form without a file."""
+        while self._reader.filename is None:
+            chunk = await anext(self._chunks, b"")
+            self._first += self._reader.feed(chunk)
+            if not chunk:
+                self._reader.part()
+                raise _missing(_FILE)
+        return self._reader.filename
+
+    async def content(self) -> AsyncIterator[bytes]:
+        """The file's bytes. Raises InvalidRequest for a form that is none, or not complete."""
+        await self.filename()
+        if self._first:
+            yield self._first
+        async for chunk in self._chunks:
+            data = self._reader.feed(chunk)
+            if data:
+                yield data
+        self._reader.part()
+
+    def fields(self) -> Mapping[str, str]:
+        return self._reader.fields
 
 
 async def read_upload(request: Request, sink: Sink, max_file_bytes: int) -> UploadForm:
@@ -177,6 +222,16 @@ class _Reader:
         self._value = bytearray()
         self._file_data: list[bytes] = []
         self._ended = False
+
+    @property
+    def filename(self) -> str | None:
+        """Of the file, once its part has begun."""
+        return self._filename
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """Those that were read so far."""
+        return self._fields
 
     def feed(self, chunk: bytes) -> bytes:
         """The bytes of the file in this chunk. Raises InvalidRequest."""

@@ -18,12 +18,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import typer
 
-from tuneway.cli.exits import Exit
+from tuneway.cli.exits import Exit, Failure
 from tuneway.cli.options import Config, Data, Json, Url
 from tuneway.cli.output import document, lines
 
@@ -37,6 +37,7 @@ MEMORY_NEEDED = 4 * GIB
 """Bytes: what training the default base model peaks under."""
 FILES_NEEDED = 1024
 IMPORT_SECONDS = 120.0
+PROVIDER_SECONDS = 30.0
 
 INSTALL_LOCAL = "make install (or: pip install 'tuneway[local]')"
 
@@ -87,6 +88,7 @@ def examine(found: Settings, url: str) -> Iterator[Check]:
     if found.python_graders:
         yield sandbox()
     yield gateway(url, found)
+    yield from providers(url)
 
 
 def python() -> Check:
@@ -212,3 +214,30 @@ def gateway(url: str, found: Settings) -> Check:
         detail = f"none at {url}, and port {found.port} cannot be used: {error.strerror}"
         return Check("gateway", "warning", detail, "tuneway serve --port 8401")
     return Check("gateway", "ok", f"none at {url}; port {found.port} is free for `tuneway serve`")
+
+
+def providers(url: str) -> list[Check]:
+    """Whether each provider account of the gateway at the URL answers; nothing where there is no gateway."""
+    from tuneway.cli import client
+
+    try:
+        with client.gateway(url) as api:
+            accounts = api.get("/tuneway/providers", cast_to=dict[str, Any])["data"]
+    except Failure as failure:
+        if failure.code is Exit.UNREACHABLE:
+            return []
+        return [Check("providers", "warning", failure.message, "A key with the scope `read` in TUNEWAY_API_KEY.")]
+    return [_answers(url, account["name"]) for account in accounts]
+
+
+def _answers(url: str, name: str) -> Check:
+    from tuneway.cli import client
+
+    try:
+        with client.gateway(url) as api:
+            asking = api.with_options(max_retries=0, timeout=PROVIDER_SECONDS)
+            asking.post(f"/tuneway/providers/{name}/check", cast_to=dict[str, Any])
+    except Failure as failure:
+        detail = f"did not answer in {PROVIDER_SECONDS:.0f} s" if failure.code is Exit.UNREACHABLE else failure.message
+        return Check(f"provider {name}", "warning", detail, f"tuneway providers show {name}")
+    return Check(f"provider {name}", "ok", "answers")

@@ -1,5 +1,7 @@
 """`tuneway jobs`: what is training, what has trained."""
 
+from typing import Annotated, Any
+
 import typer
 
 from tuneway.cli.client import gateway
@@ -8,6 +10,11 @@ from tuneway.cli.output import document, facts, lines, when, wire
 from tuneway.cli.watch import conclude, extension, figures, state, watch
 
 app = typer.Typer(help="List, watch, pause and cancel fine-tuning jobs.", no_args_is_help=True)
+
+
+ProviderJob = Annotated[
+    str, typer.Argument(metavar="PROVIDER_JOB", help="What the provider calls the job.", show_default=False)
+]
 
 
 @app.command("list")
@@ -29,12 +36,15 @@ def show(job: JobId, url: Url = None, as_json: Json = False) -> None:
         if as_json:
             return document(wire(found))
         checkpoints = client.fine_tuning.jobs.checkpoints.list(job).data
-    progress = extension(found).get("progress")
+    more = extension(found)
+    progress, waits = more.get("progress"), more.get("attention") or {}
     used = found.hyperparameters
     facts(
         [
             ("id", found.id),
             ("state", state(found)),
+            ("provider", more.get("provider")),
+            ("provider's job", more.get("provider_job_id")),
             ("base", found.model),
             ("model", found.fine_tuned_model),
             ("training file", found.training_file),
@@ -49,8 +59,13 @@ def show(job: JobId, url: Url = None, as_json: Json = False) -> None:
             ("result file", ", ".join(found.result_files) or None),
             ("progress", progress and f"step {progress['step']}/{progress['total_steps']}  {figures(progress)}"),
             ("error", found.error and found.error.message),
+            ("waits for you", waits.get("reason")),
         ]
     )
+    if waits:
+        typer.echo()
+        rows = [(one["provider_job_id"], when(one["created_at"]), one["status"]) for one in waits["candidates"]]
+        lines(("IT MAY BE", "CREATED", "STATUS"), rows)
     if checkpoints:
         typer.echo()
         lines(("STEP", "CHECKPOINT"), [(one.step_number, one.fine_tuned_model_checkpoint) for one in checkpoints])
@@ -89,3 +104,22 @@ def cancel(job: JobId, url: Url = None, as_json: Json = False) -> None:
     with gateway(url) as client:
         cancelled = client.fine_tuning.jobs.cancel(job)
     document(wire(cancelled)) if as_json else typer.echo(f"{cancelled.id} {state(cancelled)}")
+
+
+@app.command()
+def adopt(job: JobId, provider_job: ProviderJob, url: Url = None, as_json: Json = False) -> None:
+    """Say which of the provider's jobs a job that waits for you is."""
+    _adopt(job, provider_job, url, as_json=as_json)
+
+
+@app.command()
+def relaunch(job: JobId, url: Url = None, as_json: Json = False) -> None:
+    """Say that a job that waits for you is none of the provider's jobs; it is started."""
+    _adopt(job, None, url, as_json=as_json)
+
+
+def _adopt(job: str, provider_job: str | None, url: Url, *, as_json: bool) -> None:
+    with gateway(url) as client:
+        body = {"provider_job_id": provider_job}
+        adopted = client.post(f"/tuneway/jobs/{job}/adopt", body=body, cast_to=dict[str, Any])
+    document(adopted) if as_json else typer.echo(f"{adopted['id']} {adopted['tuneway']['state']}")

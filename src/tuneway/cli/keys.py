@@ -29,7 +29,7 @@ Name = Annotated[str, typer.Option("--name", help="What the key is for.")]
 Project = Annotated[str | None, typer.Option("--project", help="Whose jobs, files and models it sees.")]
 Scopes = Annotated[
     list[str] | None,
-    typer.Option("--scope", help="read, tune, chat or admin; several times for several [default: all but admin]."),
+    typer.Option("--scope", help="read, tune, chat, admin or relay; may be repeated [default: the first three]."),
 ]
 Days = Annotated[int | None, typer.Option("--days", min=1, max=3660, help="Days until it expires [default: never].")]
 KeyId = Annotated[str, typer.Argument(metavar="KEY", help="The key's id, key_…", show_default=False)]

@@ -1,5 +1,7 @@
 """`tuneway models`: base models, and models tuned from them."""
 
+from typing import Any
+
 import typer
 
 from tuneway.cli.client import gateway
@@ -26,7 +28,23 @@ def show(model: ModelName, url: Url = None, as_json: Json = False) -> None:
         found = client.models.retrieve(model)
     if as_json:
         return document(wire(found))
-    facts([("name", found.id), ("owner", found.owned_by), ("created", when(found.created))])
+    more: dict[str, Any] = (found.model_extra or {}).get("tuneway") or {}
+    hosting = more.get("deployment") or {}
+    facts(
+        [
+            ("name", found.id),
+            ("owner", found.owned_by),
+            ("created", when(found.created)),
+            ("provider", more.get("provider")),
+            ("base", more.get("base")),
+            ("job", more.get("job")),
+            ("provider's model", more.get("upstream_model")),
+            ("deployment", hosting.get("name")),
+            ("ends", when(hosting.get("expires_at"))),
+            ("USD per hour", hosting.get("usd_per_hour")),
+            ("USD so far", hosting.get("running_cost_usd")),
+        ]
+    )
 
 
 @app.command()

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from tuneway import __version__
-from tuneway.cli import exits, files, jobs, keys, models, webhooks
+from tuneway.cli import exits, files, imports, jobs, keys, models, providers, webhooks
 from tuneway.cli.chat import chat
 from tuneway.cli.doctor import doctor
 from tuneway.cli.options import Json
 from tuneway.cli.output import document
 from tuneway.cli.quickstart import quickstart
+from tuneway.cli.retrain import retrain
 from tuneway.cli.serve import serve
 from tuneway.cli.tune import tune
 
@@ -29,9 +30,12 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(quickstart)
 app.command()(tune)
+app.command()(retrain)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(files.app, name="files")
 app.add_typer(models.app, name="models")
+app.add_typer(providers.app, name="providers")
+app.add_typer(imports.app, name="import")
 app.add_typer(keys.app, name="keys")
 app.add_typer(webhooks.app, name="webhooks")
 app.command()(chat)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer
 
 from tuneway import types
 from tuneway.api.dialect import Dialect
 from tuneway.api.schema.base import Metadata, Request, Text, absent, finite, organization, parse
 from tuneway.errors import InvalidRequest
 from tuneway.types import AUTO, Auto, Desired, Hyperparameters, JobRequest, JobStatus, Method
+
+MAX_OPTION_LENGTH = 1000
+"""Of an option's value, as JSON."""
 
 # ------------------------------------------------------------------------------------------------------- requests
 
@@ -58,7 +62,10 @@ class ReinforcementHyperparameters(SupervisedHyperparameters):
 
 
 class ReinforcementMethod(Request):
+    """`response_format` stands in OpenAI's guide only; its API description has the other two."""
+
     grader: dict[str, Any]
+    response_format: dict[str, Any] = absent()
     hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
 
 
@@ -82,9 +89,15 @@ class FineTuningIntegration(Request):
 
 
 class TunewayOptions(Request):
-    """Extensions of the request."""
+    """Extensions of the request.
+
+    `learning_rate` is absolute, for providers that know no multiplier; `options` are a provider's own fields, under its
+    own names, each a short JSON value. A provider that does not take one refuses it.
+    """
 
     provider: Text = absent()
+    learning_rate: Annotated[float, Field(gt=0)] = absent()
+    options: Annotated[dict[Annotated[str, Field(min_length=1, max_length=64)], Any], Field(max_length=32)] = absent()
 
 
 class CreateFineTuningJobRequest(Request):
@@ -104,13 +117,13 @@ class CreateFineTuningJobRequest(Request):
     @classmethod
     def parse(cls, body: Mapping[str, Any], dialect: Dialect) -> CreateFineTuningJobRequest:
         """Raises InvalidRequest that names the field."""
-        return parse(cls, body if dialect.auto == AUTO else _spell_auto(body, dialect.auto))
+        return parse(cls, body if dialect.auto == AUTO else spell_auto(body, dialect.auto))
 
     def to_domain(self, dialect: Dialect) -> JobRequest:
         """Raises InvalidRequest for what only the whole request, or the dialect, can tell.
 
-        What the official clients may send beside a supervised job without any effect on it, the other methods' objects
-        and integrations, is taken and named in `ignored`: code that runs at OpenAI must run here.
+        What the official clients may send beside a job without any effect on it, the other methods' objects, is taken
+        and named in `ignored`: code that runs at OpenAI must run here.
         """
         if self.suffix is not None and len(self.suffix) > dialect.suffix_limit:
             raise InvalidRequest(
@@ -126,7 +139,12 @@ class CreateFineTuningJobRequest(Request):
                 code="missing_required_parameter",
             )
         others = self.method.model_fields_set - {"type", self.method.type}
-        ignored = [f"method.{name}" for name in sorted(others)]
+        reinforcement = None
+        if self.method.type == "reinforcement":
+            reinforcement = self.method.reinforcement.model_dump(exclude_unset=True)
+            _require_numbers(reinforcement, "method.reinforcement")
+        for name, value in (self.tuneway.options or {}).items():
+            _require_short(value, f"tuneway.options.{name}")
         return JobRequest(
             model=self.model,
             training_file=self.training_file,
@@ -138,7 +156,10 @@ class CreateFineTuningJobRequest(Request):
             hyperparameters=self._hyperparameters(),
             provider=self.tuneway.provider,
             integrations=tuple(each.model_dump(exclude_unset=True) for each in self.integrations or ()),
-            ignored=tuple(["integrations", *ignored] if self.integrations else ignored),
+            reinforcement=reinforcement,
+            learning_rate=self.tuneway.learning_rate,
+            options=self.tuneway.options or {},
+            ignored=tuple(f"method.{name}" for name in sorted(others)),
         )
 
     def _hyperparameters(self) -> Hyperparameters:
@@ -161,7 +182,36 @@ class CreateFineTuningJobRequest(Request):
         return Hyperparameters(**known)
 
 
-def _spell_auto(body: Mapping[str, Any], number: int) -> dict[str, Any]:
+class AdoptJobRequest(Request):
+    """`provider_job_id` is one of `tuneway.attention.candidates`, or null for none of them."""
+
+    provider_job_id: Text | None
+
+
+def _require_short(value: Any, param: str) -> None:
+    """Raises InvalidRequest: a provider's option is a word or a number, or a few of them."""
+    _require_numbers(value, param)
+    length = len(json.dumps(value))
+    if length > MAX_OPTION_LENGTH:
+        raise InvalidRequest(
+            f"Invalid '{param}': value too long. Expected at most {MAX_OPTION_LENGTH} characters of JSON, but got "
+            f"{length}.",
+            param=param,
+            code="invalid_value",
+        )
+
+
+def _require_numbers(value: Any, param: str) -> None:
+    """Raises InvalidRequest for a number that no JSON can hold again, such as 1e999."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise InvalidRequest(
+            f"Invalid '{param}': it has a number that is too large.", param=param, code="invalid_value"
+        ) from None
+
+
+def spell_auto(body: Mapping[str, Any], number: int) -> dict[str, Any]:
     """A copy in which hyperparameters that are `number` are "auto"; what is not of the right form stays as it is."""
     spelled = copy.deepcopy(dict(body))
     methods = [("method", method.value, "hyperparameters") for method in Method]
@@ -199,13 +249,32 @@ class JobMethodOptions(BaseModel):
     hyperparameters: JobHyperparameters
 
 
+class JobReinforcementOptions(BaseModel):
+    """As asked, with the numbers that were chosen since."""
+
+    model_config = ConfigDict(extra="allow")
+
+    grader: dict[str, Any]
+    hyperparameters: dict[str, Any]
+
+
 class JobMethod(BaseModel):
     """With the options of its own type alone."""
 
     type: Literal["supervised", "dpo", "reinforcement"]
     supervised: JobMethodOptions = absent()
     dpo: JobMethodOptions = absent()
-    reinforcement: JobMethodOptions = absent()
+    reinforcement: JobReinforcementOptions = absent()
+
+    @classmethod
+    def of(cls, spec: types.JobSpec, hyperparameters: JobHyperparameters, dialect: Dialect) -> JobMethod:
+        numbers = hyperparameters.model_dump(exclude_none=True)
+        asked = dict(spec.reinforcement or {})
+        if asked:
+            own = asked.get("hyperparameters") or {}
+            numbers = {**{name: dialect.auto if v == AUTO else v for name, v in own.items()}, **numbers}
+        method = spec.method.value
+        return cls.model_validate({"type": method, method: {**asked, "hyperparameters": numbers}})
 
     @model_serializer(mode="wrap")
     def _own_options(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -227,14 +296,54 @@ class JobProgress(BaseModel):
     valid_loss: float | None
 
 
+class JobCandidate(BaseModel):
+    provider_job_id: str
+    created_at: int
+    status: str
+
+
+class JobAttention(BaseModel):
+    """Why the job waits for a person, and which of the provider's jobs it may be; `adopt` takes the answer."""
+
+    reason: str
+    candidates: list[JobCandidate]
+
+
 class JobExtension(BaseModel):
-    """What the gateway knows beyond OpenAI's fields. `queue_position` is 1 for the job that starts next."""
+    """What the gateway knows beyond OpenAI's fields. `queue_position` is 1 for the job that starts next.
+
+    `state` is `needs_attention` as long as `attention` says something. `provider_job_id` is a remote provider's name of
+    the job.
+    """
 
     state: str
     provider: str
     provider_status: str | None
+    provider_job_id: str | None
     progress: JobProgress | None
     queue_position: int | None
+    attention: JobAttention | None
+    learning_rate: float | None
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, job: types.Job, queue_position: int | None) -> JobExtension:
+        waits = None if job.status in types.TERMINAL_STATUSES else job.attention
+        return cls(
+            state=_state(job),
+            provider=job.spec.provider,
+            provider_status=job.provider_status,
+            provider_job_id=None if job.provider_job_id == job.id else job.provider_job_id,
+            progress=None if job.progress is None else _progress(job.progress),
+            queue_position=queue_position,
+            attention=None
+            if waits is None
+            else JobAttention(
+                reason=waits.reason, candidates=[JobCandidate(**asdict(candidate)) for candidate in waits.candidates]
+            ),
+            learning_rate=job.spec.learning_rate,
+            options=dict(job.spec.options),
+        )
 
 
 class FineTuningJob(BaseModel):
@@ -267,7 +376,6 @@ class FineTuningJob(BaseModel):
     def of(cls, job: types.Job, dialect: Dialect, queue_position: int | None) -> FineTuningJob:
         """The wire form. A job without a failure has `error` null, a cancelled one no `finished_at`."""
         hyperparameters = JobHyperparameters.of(job, dialect)
-        method = job.spec.method.value
         error = job.error if job.status is JobStatus.FAILED else None
         return cls(
             id=job.id,
@@ -288,16 +396,8 @@ class FineTuningJob(BaseModel):
             estimated_finish=job.estimated_finish,
             integrations=[_integration(each, job.id) for each in job.spec.integrations],
             metadata=None if job.spec.metadata is None else dict(job.spec.metadata),
-            method=JobMethod.model_validate(
-                {"type": method, method: {"hyperparameters": hyperparameters.model_dump(exclude_none=True)}}
-            ),
-            tuneway=JobExtension(
-                state=_state(job),
-                provider=job.spec.provider,
-                provider_status=job.provider_status,
-                progress=None if job.progress is None else _progress(job.progress),
-                queue_position=queue_position,
-            ),
+            method=JobMethod.of(job.spec, hyperparameters, dialect),
+            tuneway=JobExtension.of(job, queue_position),
         )
 
 
@@ -369,6 +469,8 @@ def _state(job: types.Job) -> str:
     """The exact state, with what is on its way while the provider still has to follow."""
     if job.status in types.TERMINAL_STATUSES or job.status is JobStatus.PAUSED:
         return job.status.value
+    if job.attention is not None:
+        return "needs_attention"
     return {Desired.CANCEL: "cancelling", Desired.PAUSE: "pausing"}.get(job.desired, job.status.value)
 
 

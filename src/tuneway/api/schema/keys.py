@@ -10,7 +10,7 @@ from tuneway import types
 from tuneway.api.schema.base import Request, Text, absent
 from tuneway.types import Scope
 
-ScopeName = Literal["read", "tune", "chat", "admin"]
+ScopeName = Literal["read", "tune", "chat", "admin", "relay"]
 
 
 class CreateKeyRequest(Request):
