@@ -363,7 +363,7 @@ def test_a_provider_that_is_too_slow_is_a_504(
     gateway: Gateway, sim: OpenAISimulator, operation: str, method: str, path: str, more: dict[str, Any], how: str
 ) -> None:
     sim.fault(operation, how)
-    headers = {"authorization": f"Bearer {sim.key}", "x-portkey-request-timeout": "150"}
+    headers = {"authorization": f"Bearer {sim.key}", "x-portkey-request-timeout": "400"}
     answer = ask(gateway, sim.base_url, method, path, headers, **more)
     assert answer.status_code == 504
     error = answer.json()["error"]
@@ -385,12 +385,12 @@ def test_a_stream_may_take_longer_than_its_beginning(gateway: Gateway, raw: RawP
         writer.write(second)
 
     raw.behave = behave
-    headers = heads(raw.base_url, request_timeout="100") | {"authorization": "Bearer sk-raw"}
+    headers = heads(raw.base_url, request_timeout="400") | {"authorization": "Bearer sk-raw"}
     body = {"model": "m", "stream": True}
     with gateway.http.stream("POST", "/v1/chat/completions", headers=headers, json=body) as answer:
         pieces = answer.iter_raw()
         assert next(pieces) == first
-        threading.Event().wait(0.15)  # beyond the time-out, which is the point
+        threading.Event().wait(0.5)  # beyond the time-out, which is the point
         go_on.set()
         assert b"".join(pieces) == second
 

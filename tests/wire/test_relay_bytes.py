@@ -337,11 +337,11 @@ def test_a_slow_client_is_no_slow_provider(gateway: Gateway, sim: OpenAISimulato
 
     def pieces() -> Iterator[bytes]:
         for at in range(0, len(body), len(body) // 4):
-            threading.Event().wait(0.05)
+            threading.Event().wait(0.1)
             yield body[at : at + len(body) // 4]
 
     headers = to(sim) | {"content-type": f'multipart/form-data; boundary="{BOUNDARY}"'}
-    headers |= {"x-portkey-request-timeout": "100"}
+    headers |= {"x-portkey-request-timeout": "300"}
     assert gateway.http.post(FILES, headers=headers, content=pieces()).status_code == 200
 
 

@@ -123,7 +123,7 @@ def test_a_create_that_was_waited_for_too_long_is_not_sent_again(
 ) -> None:
     """It may come to be after a retry has found nothing."""
     sim.fault("create_job", "hold_before")
-    headers = {"x-portkey-request-timeout": "100"}
+    headers = {"x-portkey-request-timeout": "400"}
     with pytest.raises(openai.InternalServerError) as raised:
         client.fine_tuning.jobs.create(model=OPENAI, training_file=file, extra_headers=headers)
     assert (raised.value.status_code, raised.value.code) == (504, "provider_timed_out")
