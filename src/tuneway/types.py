@@ -1,7 +1,8 @@
 """The domain's values: frozen, typed, and importing nothing of ours.
 
-Wire shapes live in `api/schema.py`, rows in `store/`; both convert to and from these by named methods. Times are
-unix seconds as `int`; identifiers are the public ones (`ftjob-…`, `file-…`).
+Wire shapes live in `api/schema`, rows in `store/`; both convert to and from these by named methods. Times are unix
+seconds as `int`; identifiers are the public ones (`ftjob-…`, `file-…`). One file, as every layer speaks of these values
+and none of them has a layer of its own.
 """
 
 from __future__ import annotations

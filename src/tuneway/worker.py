@@ -18,10 +18,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
-from pathlib import Path
 
-from tuneway import checks, ids
-from tuneway.blobs import Blobs, Receiving
+from tuneway import checks, ids, results
+from tuneway.blobs import Blobs
 from tuneway.errors import JobFailure, ProviderError, ProviderResting, TunewayError, UpstreamError
 from tuneway.files import drop_unneeded
 from tuneway.jobs import paused_event
@@ -37,11 +36,8 @@ from tuneway.store import models as model_rows
 from tuneway.types import (
     TERMINAL_STATUSES,
     Attention,
-    Checkpoint,
     Desired,
     EventLevel,
-    File,
-    Hyperparameters,
     Job,
     JobError,
     JobResult,
@@ -49,7 +45,6 @@ from tuneway.types import (
     JobUpdate,
     Model,
     NewEvent,
-    ProviderCheckpoint,
 )
 
 log = logging.getLogger("tuneway.worker")
@@ -68,8 +63,6 @@ STALLS = 3
 LONGEST_RETRY_AFTER_SECONDS = 3600.0
 UNKNOWN_TRIES = 3
 """How often a provider must say that it does not know a job that is to be cancelled before that is believed."""
-RESULT_PURPOSE = "fine-tune-results"
-RESULT_NAME = "step_metrics.csv"
 
 
 class Worker:
@@ -383,7 +376,7 @@ class Worker:
         """Events, checkpoints, progress and cursor of one poll, together; the models that made room go to `retired`."""
         events = list(update.events)
         for checkpoint in update.checkpoints:
-            events += self._publish(tx, job, checkpoint)
+            events += results.publish(tx, job, checkpoint)
             if not self._providers[job.spec.provider].capabilities.remote:  # a vendor retires its own
                 keep = CHECKPOINTS_KEPT
                 retired += model_rows.retire_checkpoints(tx, job.project_id, job.id, keep=keep, now=_now())
@@ -398,28 +391,6 @@ class Worker:
             chosen = asdict(update.hyperparameters)
             values["resolved"] = {name: value for name, value in chosen.items() if value is not None}
         return rows.change(tx, job, events, **values)
-
-    def _publish(self, tx: Tx, job: Job, found: ProviderCheckpoint) -> list[NewEvent]:
-        """Makes a checkpoint a model one can chat with. The last one bears the name of the tuned model."""
-        name = job.planned_model
-        if not found.final:
-            name = f"{ids.tuned_model(job.spec.model, job.project_id, job.spec.suffix)}:ckpt-step-{found.step_number}"
-        checkpoint = Checkpoint(
-            seq=0,
-            id=ids.checkpoint_id(),
-            job_id=job.id,
-            created_at=found.created_at,
-            step_number=found.step_number,
-            metrics=found.metrics,
-            model=name,
-        )
-        if not model_rows.insert_checkpoint(tx, job.project_id, checkpoint):
-            return []
-        model_rows.insert(tx, _model(job, name, found.upstream_model, found.step_number, found.created_at))
-        if found.final:
-            return []
-        message = f"Checkpoint created at step {found.step_number} with Snapshot ID: {name}"
-        return [NewEvent(f"published:{found.step_number}", message, found.created_at)]
 
     async def _count_stall(self, job: Job, last_words: JobError | None) -> Job:
         """A provider lost the job: fails it when that happens again and again without a new step in between."""
@@ -441,7 +412,7 @@ class Worker:
 
     async def _succeed(self, job: Job, result: JobResult) -> None:
         """First the model is callable, then the job says so, in one transaction with everything it leaves behind."""
-        model = _model(job, job.planned_model, result.upstream_model, None, result.finished_at)
+        model = results.model_of(job, job.planned_model, result.upstream_model, None, result.finished_at)
 
         async def report(message: str) -> None:
             await self._store.write(rows.add_events, job, [NewEvent(f"settle:{message}", message, _now())])
@@ -458,14 +429,14 @@ class Worker:
             said = f"The job has succeeded at {job.spec.provider}, but its model does not answer yet: {refused.message}"
             await self._store.write(rows.add_events, job, [NewEvent("not-served", said, _now(), EventLevel.WARN)])
         model = replace(model, deployment=deployment)
-        csv = None if result.metrics_csv is None else await _receive(self._blobs, result.metrics_csv)
+        csv = None if result.metrics_csv is None else await results.receive(self._blobs, result.metrics_csv)
         events = [
             NewEvent("model", f"New fine-tuned model created: {model.id}", _now()),
             NewEvent("succeeded", "The job has successfully completed", _now()),
         ]
 
         def store(tx: Tx) -> None:
-            files = [] if csv is None else [file_rows.insert(tx, _result_file(job, csv)).id]
+            files = [] if csv is None else [file_rows.insert(tx, results.result_file(job, csv)).id]
             model_rows.insert(tx, model)
             rows.change(
                 tx,
@@ -534,43 +505,3 @@ def _now() -> int:
 
 def _data(job: Job) -> list[str]:
     return [sha256 for sha256 in (job.training_sha256, job.validation_sha256) if sha256 is not None]
-
-
-def _model(job: Job, name: str, upstream_model: str, step_number: int | None, created_at: int) -> Model:
-    return Model(
-        seq=0,
-        id=name,
-        project_id=job.project_id,
-        created_at=created_at,
-        provider=job.spec.provider,
-        base=job.spec.model,
-        job_id=job.id,
-        upstream_model=upstream_model,
-        step_number=step_number,
-        data_sha256=job.training_sha256,
-        hyperparameters=job.resolved or Hyperparameters(),
-    )
-
-
-def _result_file(job: Job, csv: Receiving) -> File:
-    return File(
-        seq=0,
-        id=ids.file_id(),
-        project_id=job.project_id,
-        created_at=_now(),
-        filename=RESULT_NAME,
-        purpose=RESULT_PURPOSE,
-        bytes=csv.bytes,
-        sha256=csv.sha256,
-    )
-
-
-async def _receive(blobs: Blobs, csv: Path | bytes) -> Receiving:
-    received = blobs.receive(limit=2**40)
-    try:
-        await received.write(csv if isinstance(csv, bytes) else await asyncio.to_thread(csv.read_bytes))
-        await received.sync()
-    except BaseException:
-        await received.discard()
-        raise
-    return received

@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import asdict, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tuneway.dataset.convert import BOM, renamed_outputs, with_bom, with_bom_size
 from tuneway.errors import InvalidRequest, JobFailure, ProviderError, UnsupportedOperation
-from tuneway.providers.base import LaunchUnclear, Preparation, Report
+from tuneway.providers.base import LaunchUnclear, Preparation, Report, auto_epochs
+from tuneway.providers.outgoing import Outgoing
 from tuneway.providers.vendor import Json, Vendor, hyperparameters_of, is_lacking, is_unknown, same_job
 from tuneway.types import (
     AUTO,
@@ -109,7 +109,7 @@ class Remote:
         asked = asdict(spec.hyperparameters)
         reasons = {name: f"{self.name} chooses" if value == AUTO else "as requested" for name, value in asked.items()}
         if spec.hyperparameters.n_epochs == AUTO and not self.vendor.chooses_numbers:
-            epochs = _auto_epochs(n_examples)
+            epochs = auto_epochs(n_examples)
             asked["n_epochs"] = epochs
             reasons["n_epochs"] = f"auto, for {n_examples} examples, as {self.name} chooses none"
         return Resolved(Hyperparameters(**asked), reasons)
@@ -120,7 +120,7 @@ class Remote:
     async def send(self, file: DataFile, known: str | None) -> str | None:
         """By a name that holds the content's hash, so that a crash in between leaves nothing that is sent twice."""
         name = SENT_NAME.format(file.sha256[:SENT_DIGITS])
-        form = _Form(file, bom=self.vendor.wants_bom)
+        form = Outgoing(file, bom=self.vendor.wants_bom)
         size = await asyncio.to_thread(form.size)
         if known is not None and not await self._still_there(known):
             known = None
@@ -428,13 +428,6 @@ class Remote:
                 raise
 
 
-def _auto_epochs(n_examples: int) -> int:
-    """About 100 to 25,000 examples seen in all (OpenAI's cookbook, confirmed by its jobs)."""
-    if n_examples * 3 < 100:
-        return min(25, 100 // max(1, n_examples))
-    return max(1, 25_000 // n_examples) if n_examples * 3 > 25_000 else 3
-
-
 T = TypeVar("T")
 
 
@@ -500,36 +493,3 @@ def _progress(events: Sequence[NewEvent]) -> Progress | None:
                 valid_loss=valid if isinstance(valid, int | float) else None,
             )
     return None
-
-
-class _Form:
-    """A file in the form that its vendor takes: rows of dpo in today's spelling, a byte order mark if one is wanted."""
-
-    def __init__(self, file: DataFile, *, bom: bool) -> None:
-        self._file = file
-        self._bom = bom
-
-    def size(self) -> int:
-        """In bytes; of a dpo file it is counted, of others known."""
-        if self._file.method is Method.DPO:
-            return sum(map(len, self._converted()))
-        if not self._bom:
-            return self._file.bytes
-        with self._file.path.open("rb") as file:
-            return with_bom_size(self._file.bytes, bom=file.read(len(BOM)) == BOM)
-
-    def rows(self) -> int:
-        with self._file.path.open("rb") as file:
-            return sum(not line.isspace() for line in file)
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        pieces = self._converted()
-        while piece := await asyncio.to_thread(next, pieces, b""):
-            yield piece
-
-    def _converted(self) -> Iterator[bytes]:
-        with self._file.path.open("rb") as file:
-            chunks: Iterable[bytes] = iter(lambda: file.read(PIECE), b"")
-            if self._file.method is Method.DPO:
-                chunks = renamed_outputs(file)
-            yield from with_bom(chunks) if self._bom else chunks

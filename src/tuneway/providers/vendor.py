@@ -81,9 +81,8 @@ class Options:
 class Kind:
     """What an account of a vendor is made of; the registry has one for each.
 
-    `options` and `secrets` map the names of what `build` takes to what they are for; a secret is never shown. `header`
-    maps an option to the name of its header behind `x-portkey-` and `x-tuneway-`, where that is another than the
-    option's own with `-`. `hosts` may be called without the operator's leave.
+    `options` and `secrets` map the names of what `build` takes to what they are for; a secret is never shown. `hosts`
+    may be called without the operator's leave.
     """
 
     name: str

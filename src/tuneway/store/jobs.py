@@ -1,7 +1,8 @@
 """Jobs, their events, effects and idempotency keys.
 
 Two guards stand in every change that the worker makes: terminal states are final, and a claim's fencing token must
-still be the newest one (a worker that lost its lease writes nothing).
+still be the newest one (a worker that lost its lease writes nothing). One file, as a change of a job, its events and
+its effects is one transaction.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Any
 
 from tuneway import rundir
 from tuneway.errors import EngineUnavailable, JobFailure
-from tuneway.providers.base import Capabilities, Preparation, Report
+from tuneway.providers.base import Capabilities, Preparation, Report, auto_epochs
 from tuneway.providers.local.catalogue import Catalogue
 from tuneway.providers.local.engines import Adapter, Base, Engines
 from tuneway.providers.local.executor import Executor
@@ -253,15 +253,6 @@ class Local:
             )
             events.append(event)
         return JobUpdate(cursor, JobStatus.RUNNING, "training", tuple(events), tuple(checkpoints), progress)
-
-
-def auto_epochs(n_examples: int) -> int:
-    """About 100 to 25,000 examples seen in all (OpenAI's cookbook, confirmed by its jobs)."""
-    if n_examples * 3 < 100:
-        return min(25, 100 // n_examples)
-    if n_examples * 3 > 25_000:
-        return max(1, 25_000 // n_examples)
-    return 3
 
 
 def auto_batch_size(n_examples: int) -> int:
