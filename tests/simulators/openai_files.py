@@ -34,6 +34,7 @@ class FilesSimulator(Simulator):
         super().__init__(key)
         self.uploads: dict[str, Upload] = {}
         self.base64_results = False
+        self.file_status = "processed"
 
     def file_routes(self, root: str) -> list[tuple[str, str, str, Handler]]:
         upload = f"{root}/uploads/{{upload}}"
@@ -79,7 +80,7 @@ class FilesSimulator(Simulator):
 
     def add_file(self, name: str, purpose: str, size: int, content: bytes | None, rows: int, sha256: str) -> File:
         wire: Wire = {"object": "file", "id": self.new_file_id(), "purpose": purpose, "filename": name, "bytes": size}
-        wire |= {"created_at": now(), "expires_at": None, "status": "processed", "status_details": None}
+        wire |= {"created_at": now(), "expires_at": None, "status": self.file_status, "status_details": None}
         self.files[wire["id"]] = file = File(wire, content, rows, sha256)
         return file
 

@@ -320,3 +320,10 @@ def test_a_missing_account_is_told(run: Callable[..., Gateway], start: Start, si
     without = start(settings())
     eventually(lambda: any("not configured" in message for message in messages(without.client, job)))
     assert without.http.post(f"/v1/fine_tuning/jobs/{job}/pause").status_code == 503
+
+
+def test_a_file_that_stays_uploaded_is_used(run: Callable[..., Gateway], sim: OpenAISimulator) -> None:
+    """Some servers of OpenAI's shape have no other state for it."""
+    sim.file_status = "uploaded"
+    gateway = run()
+    succeeded(gateway, create(gateway))

@@ -84,6 +84,7 @@ _BASES = (
 )
 ROW = Row(
     name="azure-openai",
+    processes_files=True,
     hosts=(
         "*.openai.azure.com",
         "*.cognitiveservices.azure.com",

@@ -95,7 +95,7 @@ class Row:
     auto: bool = True
     flat: bool = False
     activation: str | None = None
-    uploaded_is_usable: bool = False
+    processes_files: bool = False
     bases: tuple[str, ...] = ()
     chat_limit: str = "max_tokens"
     """The chat parameter that bounds an answer's tokens."""
@@ -115,8 +115,7 @@ class OpenAICompatible(Vendor):
         self.capabilities = row.capabilities
         self.serves_at_once = row.activation is None
         self.chooses_numbers = row.auto
-        if row.uploaded_is_usable:
-            self.usable_words = self.usable_words | {"uploaded"}
+        self.processes_files = row.processes_files
         self.importable = row.importable and row.activation is None
         self._row = row
         self._base_url = base_url.rstrip("/")
@@ -443,8 +442,6 @@ ANY = Row(
     name="openai-compatible",
     importable=True,
     capabilities=replace(EVERYTHING, metadata=False, pause=False, learning_rate=True),
-    # Servers that do nothing with a file leave it in the state that it came to.
-    uploaded_is_usable=True,
     options={
         "base_url": "The vendor's URL up to and including its version, such as https://api.example.com/v1.",
         "learning_rate": "`multiplier` (default), or `absolute` where the vendor reads the multiplier's field so.",

@@ -58,6 +58,8 @@ MAX_PAGES = 500
 NAME_SECONDS = 30 * 60
 """How long a job that has succeeded may take to name its model."""
 PIECE = 256 * 1024
+UPLOADED_SECONDS = 10.0
+"""How long a file may stay `uploaded` at a vendor that may have no other state for it."""
 FILE_SECONDS = 30 * 60
 """How long a vendor may take until a file that was sent can be used."""
 CONTEXT_LENGTH = 1 << 20
@@ -304,18 +306,20 @@ class Remote:
 
     async def _usable(self, file_id: str) -> None:
         """Waits until the vendor has looked at the file. Raises JobFailure for one that it does not take."""
-        end = time.monotonic() + FILE_SECONDS
+        began = time.monotonic()
         while True:
             file = await self.vendor.file(file_id)
-            status = file.get("status")
-            if status is None or status in self.vendor.usable_words:
+            status, waited = file.get("status"), time.monotonic() - began
+            if status in (None, "processed"):
+                return
+            if status == "uploaded" and waited > UPLOADED_SECONDS and not self.vendor.processes_files:
                 return
             if status == "error":
                 said = file.get("status_details") or "it gave no reason"
                 raise JobFailure(
                     f"{self.name} does not take the file: {said}", code="invalid_training_file", param="training_file"
                 )
-            if time.monotonic() > end:
+            if waited > FILE_SECONDS:
                 raise JobFailure(f"{self.name} did not make the file usable in {FILE_SECONDS // 60} minutes.")
             await asyncio.sleep(min(2.0, self.capabilities.poll_seconds))
 

@@ -136,8 +136,8 @@ class Vendor:
     """
     chooses_numbers = True
     """Whether it knows the value "auto" of a hyperparameter; else the gateway chooses the number of epochs."""
-    usable_words = frozenset({"processed"})
-    """States in which a file can be used."""
+    processes_files = True
+    """Whether a file that was sent always leaves the state `uploaded`; who does nothing with it leaves it there."""
     wants_bom = False
     """Whether files that the gateway sends begin with a byte order mark; those of relays stay as they are."""
     chooses_ids = False
