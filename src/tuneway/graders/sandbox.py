@@ -14,6 +14,7 @@ import shutil
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ async def _communicate(command: Sequence[str], line: bytes) -> tuple[int, bytes,
         if process.returncode is None:
             process.kill()
             await process.wait()
+        # To their ends: a pipe that still holds something stays open, without a loop to close it.
+        await asyncio.gather(_empty(process.stdout), _empty(process.stderr))
 
 
 async def _feed(stdin: asyncio.StreamWriter | None, line: bytes) -> None:
@@ -118,6 +121,14 @@ async def _read(stream: asyncio.StreamReader | None) -> bytes:
     while len(found) <= MAX_OUTPUT and (chunk := await stream.read(MAX_OUTPUT)):
         found += chunk
     return found
+
+
+async def _empty(stream: asyncio.StreamReader | None) -> None:
+    assert stream is not None
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SECONDS):
+            while await stream.read(MAX_OUTPUT):
+                pass
 
 
 def _reward(out: bytes, status: int) -> float:
