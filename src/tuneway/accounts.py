@@ -29,7 +29,7 @@ LIMITS: Mapping[str, str] = {
     "running_jobs": "Jobs of this gateway that the account has at a time; the others wait. Default: 16.",
     "concurrency": "Requests to the account at a time. Default: 16.",
     "timeout_seconds": "For a request that transfers no file. Default: 120.",
-    "poll_seconds": "Between two looks at a running job. Default: 10.",
+    "poll_seconds": "Between two looks at a running job, at most; behind a change they are closer. Default: 10.",
     "settle_seconds": "How long the vendor may take to show a job whose create was not answered. Default: 20.",
 }
 """Options that every account has, whatever its kind."""

@@ -293,8 +293,10 @@ class Worker:
         """Polls a running job until it has ended, one way or the other."""
         provider = self._providers[job.spec.provider]
         handle = job.handle or await self._launches.start(job, attempt=job.attempt)
+        quiet = 0
         while True:
             update = await provider.poll(handle, job.cursor)
+            quiet = 0 if update.provider_status != job.provider_status else quiet + 1
             going = await self._take(job, update)
             if going is None:
                 return
@@ -303,7 +305,7 @@ class Worker:
             if update.lost:
                 job = await self._count_stall(job, update.error)
                 handle = await self._launches.start(job, attempt=job.attempt)
-            await asyncio.sleep(provider.capabilities.poll_seconds)
+            await asyncio.sleep(_until_next_look(provider, quiet))
             current = await self._store.read(rows.get, job.project_id, job.id)
             if current is None or current.desired is not Desired.RUN or current.status in TERMINAL_STATUSES:
                 return
@@ -315,7 +317,7 @@ class Worker:
         if handle is None:
             await self._end_cancelled(job)
             return
-        asked = False
+        asked, quiet = False, 0
         while True:
             try:
                 update = await provider.poll(handle, job.cursor)
@@ -333,7 +335,8 @@ class Worker:
                 await provider.cancel(handle)
                 asked = True
             else:
-                await asyncio.sleep(provider.capabilities.poll_seconds)
+                await asyncio.sleep(_until_next_look(provider, quiet))
+                quiet += 1
 
     async def _pause(self, job: Job) -> None:
         """Has the provider stop a started job; one that was finished before has a result, which wins."""
@@ -497,6 +500,11 @@ class Worker:
             drop_unneeded(tx, self._blobs, _data(job))
 
         await self._store.write(store)
+
+
+def _until_next_look(provider: Provider, quiet: int) -> float:
+    """Seconds; `quiet` looks in a row have shown the same state. Soon behind a change, when the next is near."""
+    return min(provider.capabilities.poll_seconds, 1.5 ** min(quiet, 20))
 
 
 def _now() -> int:

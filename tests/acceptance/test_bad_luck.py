@@ -63,8 +63,10 @@ def test_a_killed_gateway_finds_its_trainer_again(gateway: Gateway, undisturbed:
     gateway.kill()
     assert alive(trainer)
     gateway.start()
-    assert gateway.run(job.id).owner() == trainer
+    # None where it has ended meanwhile: the tiny model may be faster than the gateway.
+    assert gateway.run(job.id).owner() in (trainer, None)
     whole(gateway, job.id, undisturbed)
+    assert not [event for event in events(gateway.client, job.id) if "attempt 2" in event.message]
 
 
 def test_a_killed_trainer_goes_on(gateway: Gateway, undisturbed: bytes) -> None:
