@@ -234,7 +234,8 @@ def test_an_account_from_add_to_remove(stub: StubGateway, tmp_path: Path) -> Non
         "options": {"base_url": "http://127.0.0.1/v1?a=b", "openai_project": "p"},
         "secrets": {"api_key": SECRET, "other": "a-token"},
     }
-    assert "openai_project" in run("providers", "show", "mine", url=stub.url).stdout
+    shown = run("providers", "show", "mine", url=stub.url).stdout
+    assert all(word in shown for word in ("openai_project", "circuit:", "time-out:", "under way, at most"))
     listed = run("providers", "list", url=stub.url).stdout.splitlines()
     assert listed[1].split() == ["mine", "openai", "store", "dpo,supervised", "closed", "0"]
     for verb in ("list", "show", "check"):

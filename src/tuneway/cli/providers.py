@@ -142,6 +142,7 @@ def show(name: Name, url: Url = None, as_json: Json = False) -> None:
             ("circuit", line["circuit"]),
             ("resting until", when(line["resting_until"])),
             ("requests", f"{line['under_way']} under way, at most {line['concurrency']}"),
+            ("time-out", f"{line['timeout_seconds']:g} s"),
             ("answered", ", ".join(counts) or None),
             ("last error", line["last_error"]),
         ]
